@@ -1,0 +1,365 @@
+"""One step of MOPD, Multi-Rollout On-Policy Distillation (arXiv 2605.12652): multi-*rollout*, not multi-teacher.
+
+    sample K rollouts per problem -> verify each -> choose peers, write the teacher's prompt -> score every token with the
+    student and with the teacher that has read the peers -> one gradient
+
+    loss = sum over rollouts i, tokens t of  w_it * D( teacher(. | problem, peers_i, y_i<t) || student(. | problem, y_i<t) )
+
+with D the Jensen-Shannon divergence by default and one normaliser in w for the whole step. The loss is a divergence, not a
+reward: it starts small and need not fall. `plan` is the one place where the methods differ (mopd, sdpo, opd, grpo, rft).
+Uses rollout.py, verifiers.py, peer_context.py and loss.py; knows nothing of data files, optimizers or checkpoints.
+
+Differences from the paper: full-vocabulary divergence instead of the top 100 (`top_k=100` gives theirs), evaluation and
+scoring by the same code as training; README.md has the whole list.
+
+    attempts = sample(student, tokenizer, problems, k=8, task="math", ...)
+    plan(attempts, method="mopd", peers="contrastive", ...)
+    metrics = backward(student, teacher, attempts, ...)                 # gradients are in student.parameters()
+"""
+
+import contextlib
+import copy
+import functools
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+import peer_context
+from loss import distill_loss, nll_loss
+from rollout import Rollout, generate
+from verifiers import INSTRUCTIONS, Verdict, verify_batch
+
+METHODS = ("mopd", "sdpo", "opd", "grpo", "rft")
+PEERS = ("contrastive", "positive", "random", "unrelated", "success_only")
+NO_TEACHER = ("grpo", "rft")
+SLOTS = {"contrastive": (2, 1), "positive": (2, 0), "sdpo": (1, 0)}             # successes, failures
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row of the data: user turn, gold answer, system message, and the number that names it to the sampler."""
+    prompt: str
+    answer: object
+    system: str
+    key: int
+
+
+@dataclass
+class Attempt:
+    """A rollout and all that is decided about it in this step. `weight` multiplies the loss of each of its tokens."""
+    problem: Problem
+    group: int
+    rollout: Rollout
+    text: str
+    verdict: Verdict
+    peers: peer_context.Peers = peer_context.Peers((), ())      # positions in the step's list of attempts
+    feedback: str = ""
+    teacher_text: str = ""
+    teacher_ids: list[int] = field(default_factory=list)
+    weight: float = 0.0
+
+    @property
+    def success(self):
+        return self.verdict.correct and self.rollout.stopped
+
+
+# --- models ---
+
+@dataclass
+class Teacher:
+    """kind: "ema", "frozen", "current" (the student itself) or "external"; vocabulary: rows of both heads that are compared."""
+    model: torch.nn.Module
+    tokenizer: object
+    kind: str
+    vocabulary: int
+
+    @torch.no_grad()
+    def update(self, student, rate):
+        """EMA: teacher <- (1 - rate) * teacher + rate * student, in float32; no other kind changes."""
+        if self.kind == "ema":
+            torch._foreach_lerp_(list(self.model.parameters()), list(student.parameters()), rate)
+
+
+def make_teacher(kind, student, tokenizer, external=None, external_tokenizer=None) -> Teacher:
+    """The teacher of `kind`; an external one is checked against the student's vocabulary and cut to the common part.
+
+    Raises ValueError when the tokenizers map any token to different ids: a divergence between them would compare
+    different words. Heads padded to different sizes are fine: rows beyond the smaller one belong to no token.
+    """
+    rows = len(head(student))
+    if external is None:
+        model = student if kind == "current" else copy.deepcopy(student).requires_grad_(False).eval()
+        return Teacher(model, tokenizer, kind, rows)
+    if tokenizer.get_vocab() != external_tokenizer.get_vocab():
+        raise ValueError("the teacher's vocabulary differs from the student's: use a teacher with the same tokenizer")
+    return Teacher(external.requires_grad_(False).eval(), external_tokenizer, "external", min(rows, len(head(external))))
+
+
+def head(model) -> torch.Tensor:
+    """The output matrix (V, D)."""
+    return model.get_output_embeddings().weight
+
+
+def check_model(model, name):
+    """Refuse a model whose logits are not exactly (final hidden states) x (output matrix)^T: the loss is worked out from these.
+
+    Scaled (Granite, Cohere), capped (Gemma 2) and biased (Phi) heads, and models without one matrix, raise ValueError.
+    """
+    output = model.get_output_embeddings()
+    if not isinstance(getattr(output, "weight", None), torch.Tensor) or output.weight.dim() != 2:
+        raise ValueError(f"{name}: no output matrix that the loss could use (get_output_embeddings() gives {type(output).__name__})")
+    ids = torch.arange(8, device=output.weight.device)[None] % len(output.weight)
+    with torch.no_grad():
+        mode, _ = model.training, model.eval()
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+        plain = (model.base_model(input_ids=ids, use_cache=False).last_hidden_state @ output.weight.T).float()
+        model.train(mode)
+    if plain.shape != logits.shape or (plain - logits).abs().max() > 0.02 * logits.abs().max():
+        raise ValueError(f"{name}: its logits are not hidden states times the output matrix (scaled, capped or biased "
+                         "head); use a model with a plain head, such as Qwen, Llama or SmolLM")
+
+
+def stop_ids(model, tokenizer) -> list[int]:
+    """Every token that ends a turn: the tokenizer's and the model's own, of which there may be several."""
+    found = {tokenizer.eos_token_id}
+    for config in (model.config, model.generation_config):
+        ids = getattr(config, "eos_token_id", None)
+        found.update(ids if isinstance(ids, (list, tuple)) else [ids])
+    return sorted(found - {None})
+
+
+def max_length(model) -> int:
+    """The longest sequence, in tokens, that the model has positions for."""
+    return getattr(model.config, "max_position_embeddings", None) or 2**31
+
+
+# --- text to tokens ---
+
+def chat_ids(tokenizer, system, user) -> list[int]:
+    """Token ids of the conversation with the generation prompt, by the tokenizer's chat template (thinking off where it knows that).
+
+    Rendered to text first and tokenised without special tokens: the template writes its own, and a second BOS would be
+    one too many. Where a template has no system role the system message opens the user turn.
+    """
+    if _has_system_role(tokenizer):
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    else:
+        messages = [{"role": "user", "content": f"{system}\n\n{user}"}]
+    return tokenizer(_render(tokenizer, messages), add_special_tokens=False)["input_ids"]
+
+
+def _render(tokenizer, messages) -> str:
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+
+
+@functools.lru_cache(maxsize=8)
+def _has_system_role(tokenizer) -> bool:
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template: use an instruction-tuned model, or set tokenizer.chat_template")
+    try:
+        text = _render(tokenizer, [{"role": "system", "content": "<system?>"}, {"role": "user", "content": "."}])
+    except Exception as error:                      # templates refuse the role with an exception type of their own
+        print(f"the chat template has no system role ({error}): system messages open the user turn")
+        return False
+    return "<system?>" in text
+
+
+def student_ids(tokenizer, problem) -> list[int]:
+    return chat_ids(tokenizer, problem.system, problem.prompt)
+
+
+def completion_text(tokenizer, ids) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+# --- 1. sample and verify ---
+
+def sample(student, tokenizer, problems, *, k, task, max_new_tokens, temperature=1.0, top_p=1.0, seed=0, max_rows=None,
+           autocast=contextlib.nullcontext, seconds=None) -> list[Attempt]:
+    """K verified attempts for each problem, group after group. Times go into seconds["rollout"] and seconds["verify"]."""
+    start = time.perf_counter()
+    with autocast():
+        groups = generate(student, [student_ids(tokenizer, p) for p in problems], k, max_new_tokens=max_new_tokens,
+                          stop_ids=stop_ids(student, tokenizer), temperature=temperature, top_p=top_p, seed=seed,
+                          keys=[p.key for p in problems], max_rows=max_rows)
+    sampled = time.perf_counter()
+    flat = [(g, rollout) for g, group in enumerate(groups) for rollout in group]
+    texts = [completion_text(tokenizer, rollout.ids) for _, rollout in flat]
+    verdicts = verify_batch(task, texts, [problems[g].answer for g, _ in flat])
+    if seconds is not None:
+        seconds["rollout"], seconds["verify"] = sampled - start, time.perf_counter() - sampled
+    return [Attempt(problems[g], g, rollout, text, verdict) for (g, rollout), text, verdict in zip(flat, texts, verdicts)]
+
+
+# --- 2. what each method learns from a rollout ---
+
+def plan(attempts, *, method, peers="contrastive", feedback=False, seed=0) -> None:
+    """Set every attempt's peers, feedback and weight: the one place where the methods differ.
+
+    mopd   the teacher reads the problem and the peers
+    sdpo   the teacher reads one success, or else the feedback on the rollout itself
+    opd    an external teacher reads the problem alone
+    grpo   no teacher: weight = advantage, (r - group mean) / (group std + 1e-4)
+    rft    no teacher: weight 1 for a success, 0 otherwise
+    """
+    for i, a in enumerate(attempts):
+        mates = [b for b in attempts if b.group == a.group]
+        if method in ("mopd", "sdpo"):
+            a.peers = _choose(attempts, i, "sdpo" if method == "sdpo" else peers, seed)
+            shows_feedback = (method == "sdpo" or feedback) and not a.success and not a.peers.successes
+            a.feedback = a.verdict.feedback if shows_feedback else ""
+            a.weight = float(bool(a.peers.successes or a.peers.failures or a.feedback))
+        elif method == "opd":
+            a.weight = 1.0
+        elif method == "grpo":
+            rewards = torch.tensor([float(b.success) for b in mates])
+            a.weight = float((a.success - rewards.mean()) / (rewards.std(correction=0) + 1e-4))
+        elif method == "rft":
+            a.weight = float(a.success)
+
+
+def _choose(attempts, i, kind, seed) -> peer_context.Peers:
+    """Peers of attempt i as positions in `attempts`. Truncated rollouts are never shown."""
+    group, correct = [a.group for a in attempts], [a.success for a in attempts]
+    usable, texts = [a.rollout.stopped for a in attempts], [a.text for a in attempts]
+    seed = (seed, attempts[i].problem.key)
+    if kind not in SLOTS:
+        return peer_context.choose_control(kind, group, correct, i, usable=usable, texts=texts, seed=seed)
+    n_success, n_failure = SLOTS[kind]
+    mates = [j for j in range(len(attempts)) if group[j] == group[i]]
+    pick = lambda values: [values[j] for j in mates]
+    chosen = peer_context.choose_peers(pick(correct), mates.index(i), n_success=n_success, n_failure=n_failure,
+                                       usable=pick(usable), texts=pick(texts), seed=seed)
+    return peer_context.Peers(tuple(mates[j] for j in chosen.successes), tuple(mates[j] for j in chosen.failures))
+
+
+def write_contexts(attempts, teacher, *, peer_tokens, longest) -> dict[str, int]:
+    """Fill in teacher_text and teacher_ids of every attempt with a weight; returns {"peers_shortened", "peers_dropped"}.
+
+    Each peer is cut to `peer_tokens` (head and tail kept). While prompt and completion together exceed `longest` tokens, a
+    peer is dropped: extra successes first, then the failure, the first success, the feedback. The problem, the instruction and
+    the generation prompt are never cut. A context that loses everything, or does not fit bare, takes the weight along.
+    """
+    counts = {"peers_shortened": 0, "peers_dropped": 0}
+    encode = lambda text: teacher.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def body(j):
+        text, cut = peer_context.shorten(peer_context.strip_thinking(attempts[j].text), peer_tokens, encode, teacher.tokenizer.decode)
+        counts["peers_shortened"] += cut
+        return text
+
+    for a in attempts:
+        if not a.weight:
+            continue
+        successes, failures, feedback = [body(j) for j in a.peers.successes], [body(j) for j in a.peers.failures], a.feedback
+        bare = not (successes or failures or feedback)
+        while True:
+            text = peer_context.teacher_prompt(a.problem.prompt, successes=successes, failures=failures, feedback=feedback)
+            ids = chat_ids(teacher.tokenizer, a.problem.system, text)
+            fits = len(ids) + len(a.rollout.ids) <= longest
+            if fits or not (successes or failures or feedback):
+                break
+            counts["peers_dropped"] += 1
+            if len(successes) > 1 or (successes and not failures):
+                successes.pop()
+            elif failures:
+                failures.pop()
+            else:
+                feedback = ""
+        if fits and (bare or successes or failures or feedback):
+            a.teacher_text, a.teacher_ids = text, ids
+        else:
+            a.weight = 0.0
+    return counts
+
+
+# --- 3. score and differentiate ---
+
+def microbatches(attempts, budget) -> list[list[Attempt]]:
+    """Attempts with a weight, sorted by length, in batches of at most `budget` tokens with padding (one attempt at least)."""
+    size = lambda a: max(len(a.rollout.prompt_ids), len(a.teacher_ids)) + len(a.rollout.ids)
+    batches = []
+    for a in sorted((a for a in attempts if a.weight), key=size, reverse=True):      # longest first: it sets the row length
+        if batches and (len(batches[-1]) + 1) * size(batches[-1][0]) <= budget:
+            batches[-1].append(a)
+        else:
+            batches.append([a])
+    return batches
+
+
+def hidden_states(model, prompts, completions) -> torch.Tensor:
+    """Final hidden states (N, D) at the positions that predict the completion tokens, row after row.
+
+    Right padding: with causal attention no real token sees it and every row keeps positions 0, 1, 2, ...
+    """
+    rows = [prompt + completion for prompt, completion in zip(prompts, completions)]
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    where = torch.zeros(ids.shape, dtype=torch.bool)
+    for n, (prompt, row) in enumerate(zip(prompts, rows)):
+        ids[n, :len(row)] = torch.tensor(row)
+        where[n, len(prompt) - 1:len(row) - 1] = True            # the token at t is predicted at t - 1, the stop token too
+    device = head(model).device
+    hidden = model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state
+    return hidden[where.to(device)]
+
+
+def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top_k=None, temperature=1.0, reduction="token",
+             is_clip=None, micro_tokens=8192, autocast=contextlib.nullcontext, seconds=None) -> dict:
+    """Accumulate the gradient of the step's loss into the student's parameters; returns metrics (None where undefined).
+
+    The normaliser is fixed here, before the first backward, over the whole step: "token" counts every completion token
+    alike, "sequence" every attempt alike, and only attempts that the method learns from count (for grpo: all of them). So
+    any split into micro-batches gives the same gradient. Without any such attempt the loss is 0 and no gradient is made.
+    """
+    counted = attempts if method == "grpo" else [a for a in attempts if a.weight]
+    total = sum(len(a.rollout.ids) for a in counted) if reduction == "token" else len(counted)
+    clock = {"teacher": 0.0, "student": 0.0}
+    loss, scored, gap, lead = 0.0, 0, 0.0, 0.0
+    options = dict(temperature=temperature, is_clip=is_clip)
+    for batch in microbatches(attempts, micro_tokens):
+        completions = [a.rollout.ids for a in batch]
+        matrix = head(student)
+        ids = torch.tensor([t for c in completions for t in c], device=matrix.device)                                # (N,)
+        sampled = torch.tensor([x for a in batch for x in a.rollout.logprobs], device=matrix.device)                 # (N,)
+        weights = torch.tensor([a.weight / (total if reduction == "token" else total * len(a.rollout.ids))
+                                for a in batch for _ in a.rollout.ids], device=matrix.device)                        # (N,)
+        if method not in NO_TEACHER:
+            start = time.perf_counter()
+            with torch.no_grad(), autocast():
+                read = hidden_states(teacher.model, [a.teacher_ids for a in batch], completions)
+            clock["teacher"] += time.perf_counter() - start
+        start = time.perf_counter()
+        with autocast():
+            hidden = hidden_states(student, [a.rollout.prompt_ids for a in batch], completions)
+        if method in NO_TEACHER:
+            out = nll_loss(hidden, matrix, ids, weights, sampled_logprobs=sampled, **options)
+        else:
+            rows = slice(teacher.vocabulary)                    # the padding of differently padded heads is left out
+            out = distill_loss(hidden, matrix[rows], read, head(teacher.model)[rows], weights, divergence=divergence,
+                               top_k=top_k, sampled_ids=ids, sampled_logprobs=sampled, **options)
+            lead += (out.teacher_logprobs - out.student_logprobs).sum().item()
+        out.loss.backward()
+        loss += out.loss.item()
+        gap += (out.student_logprobs - sampled).abs().sum().item()
+        scored += len(ids)
+        clock["student"] += time.perf_counter() - start
+    if seconds is not None:
+        seconds.update(clock)
+    return {"loss": loss, "sampler_gap": gap / scored if scored else None, "scored_tokens": scored,
+            "teacher_gap": lead / scored if scored and method not in NO_TEACHER else None}
+
+
+def describe(attempts) -> dict:
+    """Counts and means over a step's attempts: what the groups looked like and what could be learned from them."""
+    groups = {}
+    for a in attempts:
+        groups.setdefault(a.group, []).append(a.success)
+    right, wrong = sum(all(g) for g in groups.values()), sum(not any(g) for g in groups.values())
+    tokens = sum(len(a.rollout.ids) for a in attempts)
+    return {"success": sum(a.success for a in attempts) / len(attempts),
+            "groups_mixed": len(groups) - right - wrong, "groups_all_right": right, "groups_all_wrong": wrong,
+            "truncated": sum(not a.rollout.stopped for a in attempts),
+            "unweighted": sum(not a.weight for a in attempts),
+            "lone_success": sum(a.success and sum(groups[a.group]) == 1 for a in attempts),
+            "completion_tokens": tokens, "mean_completion_length": tokens / len(attempts)}

@@ -1,0 +1,350 @@
+"""Sample K rollouts for each of P prompts from a causal language model of transformers, with their log-probabilities.
+
+Needs token ids and a decoder-only model with absolute or rotary positions; knows nothing of text, rewards or training.
+One decoding step draws every row's next token by inverting the distribution function,
+
+    id = min { i : p_0 + ... + p_i > u },   p = softmax(logits / temperature),   u = uniform(seed, key, j, position)
+
+where u belongs to the rollout, not to the batch: rollout j of a prompt is a function of (weights, prompt, seed, key, j)
+alone, up to the rounding of the model's own arithmetic, which varies a little with the shape of the batch.
+The log-probability of the sampled token comes out of the same pass. What differs from `model.generate`, which it
+replaces: each prompt is read once and its cache copied K times, finished rows leave the batch, the cache is written in
+place, no `torch.multinomial` (the slowest part of a step for a small model), no top-k 50 from a generation config.
+
+    groups = generate(model, [[1, 5, 7], [1, 9]], 8, max_new_tokens=64, stop_ids=[2])
+    groups[1][0].ids, groups[1][0].logprobs, groups[1][0].stopped
+"""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+PREFILL_TOKENS = 8192        # prompt tokens, padding included, that go through the model at once
+CPU_MEMORY = 2 * 2**30       # bytes of cache and logits for one batch on a CPU, where larger batches gain nothing
+GPU_SHARE = 0.6              # on a GPU: this share of what the process has not allocated
+BLOCK = 128                  # vocabulary entries that share one partial sum in `invert_cdf`
+
+
+@dataclass
+class Rollout:
+    """One completion. `ids` includes the stop token; `stopped` is False where the length limit cut it;
+    `logprobs[t]` is the log-probability of `ids[t]` under softmax(logits / temperature), in nats, float32."""
+    prompt_ids: list[int]
+    ids: list[int]
+    logprobs: list[float]
+    stopped: bool
+
+
+def generate(model, prompts, k, *, max_new_tokens, stop_ids, temperature=1.0, seed=0, keys=None, max_rows=None,
+             progress=None, top_p=1.0):
+    """Return P groups of k `Rollout`s for `prompts`, P lists of token ids of any lengths.
+
+    stop_ids: the tokens that end a rollout, any number of them (none: every rollout runs to `max_new_tokens`).
+    temperature: divides the logits; 0 is greedy, with log-probabilities at temperature 1.
+    top_p: sample from the smallest set of most probable tokens that holds this mass; `logprobs` stay those of the
+        full softmax(logits / temperature).
+    seed, keys: integers; `keys` names each prompt (default: its position) so that its rollouts do not depend on which
+        other prompts are sampled with it. Two prompts with the same key get the same random numbers.
+    max_rows: rollouts decoded at once; the default follows from the model's shape and the device's memory.
+    progress: called with the number of rollouts that have newly finished, P * k in all.
+
+    The model runs in eval mode without gradients and gets its modes back, also after an exception. Raises ValueError
+    before any work for arguments that cannot be right, and FloatingPointError where the logits are not finite.
+    """
+    config = model.config.get_text_config(decoder=True)
+    stop_ids = sorted({int(i) for i in stop_ids})
+    keys = list(range(len(prompts))) if keys is None else [int(key) for key in keys]
+    check(model, config, prompts, k, max_new_tokens, stop_ids, temperature, top_p, keys, max_rows)
+    if not prompts:
+        return []
+    sampler = Sampler(model, config, max_new_tokens, stop_ids, temperature, top_p, progress)
+    longest = max(map(len, prompts)) + max_new_tokens
+    max_rows = max_rows or rows_in_memory(model, config, longest)
+    groups = [[None] * k for _ in prompts]
+    with eval_mode(model), torch.no_grad():         # not inference_mode: a rotary buffer made there would break training
+        for batch in plan_batches(prompts, k, max_rows, same_length=not sampler.can_pad):
+            counts = [len(js) for _, js in batch]
+            rows = [(p, j) for p, js in batch for j in js]
+            uniforms = uniform_table([(seed, keys[p], j) for p, j in rows], max_new_tokens)
+            outputs = sampler.run([prompts[p] for p, _ in batch], counts, uniforms)
+            for (p, j), (ids, logprobs, stopped) in zip(rows, outputs):
+                groups[p][j] = Rollout(list(prompts[p]), ids, logprobs, stopped)
+    return groups
+
+
+def check(model, config, prompts, k, max_new_tokens, stop_ids, temperature, top_p, keys, max_rows):
+    """Refuse what would fail later, or not fail and be wrong."""
+    def require(condition, message):
+        if not condition:
+            raise ValueError(message)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    parameters = inspect.signature(model.forward).parameters
+    require(not getattr(model.config, "is_encoder_decoder", False), "generate needs a decoder-only model")
+    require("past_key_values" in parameters,
+            f"{type(model).__name__} keeps no past_key_values: its state cannot be expanded to k rollouts")
+    require(k >= 1, f"k must be at least 1, not {k}")
+    require(max_new_tokens >= 1, f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    require(temperature >= 0, f"temperature must be 0 (greedy) or positive, not {temperature}")
+    require(0 < top_p <= 1, f"top_p must be in (0, 1], not {top_p}")
+    require(max_rows is None or max_rows >= 1, f"max_rows must be at least 1, not {max_rows}")
+    require(len(keys) == len(prompts), f"{len(keys)} keys for {len(prompts)} prompts")
+    require(all(0 <= i < vocabulary for i in stop_ids), f"stop ids {stop_ids[:5]} outside the vocabulary ({vocabulary})")
+    limit = getattr(config, "max_position_embeddings", None)
+    if any(name.endswith("inv_freq") for name, _ in model.named_buffers()):
+        limit = None                                # rotary positions go on beyond the trained length; a table does not
+    for p, prompt in enumerate(prompts):
+        require(len(prompt) > 0, f"prompt {p} is empty")
+        require(0 <= min(prompt) and max(prompt) < vocabulary, f"prompt {p} has ids outside the vocabulary ({vocabulary})")
+        require(limit is None or len(prompt) + max_new_tokens <= limit,
+                f"prompt {p}: {len(prompt)} + {max_new_tokens} new tokens exceed the model's {limit} positions")
+
+
+@contextlib.contextmanager
+def eval_mode(model):
+    """Dropout off inside; every module's own mode back afterwards (parts of a model may be frozen in eval mode)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def rows_in_memory(model, config, length):
+    """Rows of `length` tokens whose cache and logits fit the memory of the model's device. It counts what this process
+    has allocated, not what is free, so that the same run makes the same batches next time."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
+    per_row = length * per_token + 16 * config.vocab_size                   # logits, probabilities and room for one more
+    memory = CPU_MEMORY
+    if model.device.type == "cuda":
+        total = torch.cuda.get_device_properties(model.device).total_memory
+        memory = GPU_SHARE * (total - torch.cuda.memory_allocated(model.device))
+    return max(1, int(memory // per_row))
+
+
+def plan_batches(prompts, k, max_rows, *, same_length=False):
+    """Batches of (prompt, its rollout numbers), at most max_rows rollouts each, prompts of similar length together;
+    a group is split only when k > max_rows. The longest come first: what does not fit in memory fails at once."""
+    batches, room, length = [], 0, None
+    for p in sorted(range(len(prompts)), key=lambda p: -len(prompts[p])):
+        for start in range(0, k, max_rows):
+            js = range(start, min(k, start + max_rows))
+            if len(js) > room or (same_length and len(prompts[p]) != length):
+                batches.append([])
+                room, length = max_rows, len(prompts[p])
+            batches[-1].append((p, js))
+            room -= len(js)
+    return batches
+
+
+def uniform_table(names, length):
+    """Uniform numbers in [0, 1), float64 (length, len(names)): column r is the SplitMix64 stream that starts from a hash
+    of names[r]. Position t does not depend on `length`. 52 bits, so that u * total < total for every float64 total."""
+    digests = [hashlib.blake2b(repr(name).encode(), digest_size=8).digest() for name in names]
+    start = torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests])
+    def shift(x, n):                                # logical right shift: >> on int64 copies the sign bit
+        return (x >> n) & ((1 << (64 - n)) - 1)
+    x = start + torch.arange(1, length + 1)[:, None] * -0x61C8864680B583EB  # int64 arithmetic wraps, as it should
+    x = (x ^ shift(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ shift(x, 27)) * -0x6B2FB644ECCEEE15
+    return shift(x ^ shift(x, 31), 12).double() * 2.0**-52
+
+
+def invert_cdf(weights, u):
+    """Sample one index per row in proportion to `weights` (R, V), non-negative; u (R,) float64 in [0, 1 - 2^-52].
+
+    A float32 running sum over 150,000 entries ends near 0.9999 and moves every boundary, and a running sum is the one
+    pass over the vocabulary that does not vectorise. So: sums of BLOCK entries, their running sum in float64, then the
+    running sum inside one block. u is scaled by the sum itself. A weight of zero is never chosen: the first index whose
+    running sum is *greater* than the target has a positive weight.
+    """
+    rows, size = weights.shape
+    blocks = F.pad(weights, (0, -size % BLOCK)).view(rows, -1, BLOCK) if size % BLOCK else weights.view(rows, -1, BLOCK)
+    upto = blocks.sum(-1).double().cumsum(-1)                                                  # (R, V / BLOCK)
+    target = (u * upto[:, -1])[:, None]
+    block = torch.searchsorted(upto, target, right=True).clamp_(max=upto.shape[1] - 1)        # clamp: NaN must not escape
+    before = torch.where(block > 0, upto.gather(1, (block - 1).clamp_(min=0)), 0.0)
+    inside = blocks[torch.arange(rows, device=block.device), block[:, 0]].double().cumsum(-1)  # (R, BLOCK)
+    target = torch.minimum(target - before, inside[:, -1:] * (1 - 2.0**-52))                   # the two sums round apart
+    return (block * BLOCK + torch.searchsorted(inside, target, right=True))[:, 0].clamp_(max=size - 1)
+
+
+def keep_top_p(probs, top_p):
+    """`probs` (R, V) with everything outside the smallest set of most probable tokens of mass >= top_p set to 0."""
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+    before = ordered.double().cumsum(-1) - ordered                                             # mass of the more probable
+    return torch.zeros_like(probs).scatter_(1, order, ordered.masked_fill_(before >= top_p, 0.0))
+
+
+class BufferLayer(DynamicLayer):
+    """Keys and values of one layer, (rows, heads, capacity, size), written in place: `DynamicLayer` copies the whole
+    cache at each step. Sliding layers keep everything too; the model's mask hides what is out of the window."""
+
+    def __init__(self, parts, counts, length, room):
+        """parts: the filled layers of consecutive prompts, (prompts, heads, their length, size); prompt i gets counts[i]
+        rows, aligned to the right of the first `length` columns, with `room` more columns to come."""
+        super().__init__()
+        device = parts[0].keys.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        self.keys, self.values = (self.copy_rows([getattr(part, name) for part in parts], counts, length, room, autocast)
+                                  for name in ("keys", "values"))
+        self.dtype, self.device, self.length, self.is_initialized = self.keys.dtype, self.keys.device, length, True
+
+    @staticmethod
+    def copy_rows(parts, counts, length, room, dtype):
+        # Under autocast attention casts what it reads at every step; stored in that type, the cast happens once.
+        _, heads, _, size = parts[0].shape
+        buffer = parts[0].new_empty(sum(counts), heads, length + room, size, dtype=dtype)
+        row, counts = 0, iter(counts)
+        for part in parts:
+            start = length - part.shape[2]
+            for prompt in part:                                             # broadcasts: no temporary of the whole size
+                end = row + next(counts)
+                buffer[row:end, :, start:length] = prompt
+                buffer[row:end, :, :start] = 0                              # a masked weight of 0 times a stray NaN is NaN
+                row = end
+        return buffer
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        end = self.length + key_states.shape[-2]
+        self.keys[:, :, self.length:end] = key_states
+        self.values[:, :, self.length:end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self):
+        return self.length
+
+    def reorder_cache(self, beam_idx):
+        """Slot i takes what slot beam_idx[i] held; only rows that move are copied, so they must not be read later."""
+        moved = (beam_idx != torch.arange(len(beam_idx), device=beam_idx.device)).nonzero()[:, 0]
+        for name in ("keys", "values"):
+            buffer = getattr(self, name)
+            buffer[moved, :, :self.length] = buffer[beam_idx[moved], :, :self.length]
+            setattr(self, name, buffer[:len(beam_idx)])
+
+
+class Sampler:
+    """What stays the same from batch to batch: the model, what its forward takes, and how to draw a token."""
+
+    def __init__(self, model, config, max_new_tokens, stop_ids, temperature, top_p, progress):
+        self.model, self.max_new_tokens, self.temperature, self.top_p = model, max_new_tokens, temperature, top_p
+        self.progress = progress or (lambda finished: None)
+        parameters = inspect.signature(model.forward).parameters
+        layers = {type(layer) for layer in DynamicCache(config=config).layers}
+        # Left padding needs position ids and a cache of keys and values only; a recurrent state (Mamba, linear
+        # attention) would absorb the padding. Such models get batches of one prompt length and their own cache.
+        self.can_pad = layers <= {DynamicLayer, DynamicSlidingWindowLayer} and "position_ids" in parameters
+        # A ready-made 4-D mask saves building one at each step, but knows no sliding window and no additive bias.
+        self.mask_4d = (layers == {DynamicLayer} and config._attn_implementation == "sdpa"
+                        and not getattr(config, "alibi", False))
+        self.options = {"use_cache": True} | ({"logits_to_keep": 1} if "logits_to_keep" in parameters else {})
+        self.is_stop = torch.zeros(model.get_input_embeddings().num_embeddings, dtype=torch.bool, device=model.device)
+        self.is_stop[stop_ids] = True
+        self.check_every = 1 if model.device.type == "cpu" else 8           # each check waits for the device
+
+    def forward(self, ids, mask, positions, cache):
+        """Logits (R, V) of the last position, in the model's dtype, and the cache."""
+        if self.can_pad:
+            self.options["position_ids"] = positions
+        output = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, **self.options)
+        return output.logits[:, -1], getattr(output, "past_key_values", None)
+
+    def draw(self, logits, u):
+        """Sampled ids (R,) and their log-probabilities (R,) float32."""
+        logits = logits.float()
+        if self.temperature == 0:
+            ids = logits.argmax(-1)
+            return ids, (logits.gather(1, ids[:, None]) - logits.logsumexp(-1, keepdim=True))[:, 0]
+        probs = (logits if self.temperature == 1 else logits / self.temperature).softmax(-1)
+        ids = invert_cdf(probs if self.top_p == 1 else keep_top_p(probs, self.top_p), u)
+        return ids, probs.gather(1, ids[:, None])[:, 0].log()               # the log of the full softmax, top-p or not
+
+    def prefill(self, prompts, counts):
+        """Read each prompt once. Returns the cache with counts[i] rows for prompt i, logits (R, V), left padding (R,)."""
+        device, length, parts, logits = self.model.device, len(prompts[0]), [], []
+        step = max(1, PREFILL_TOKENS // length) if self.can_pad else len(prompts)
+        for some in (prompts[i:i + step] for i in range(0, len(prompts), step)):
+            longest = len(some[0])                                          # plan_batches puts the longest first
+            pads = [longest - len(prompt) for prompt in some]
+            ids = torch.tensor([prompt[:1] * pad + list(prompt) for pad, prompt in zip(pads, some)], device=device)
+            positions = torch.arange(longest, device=device) - torch.tensor(pads, device=device)[:, None]
+            mask = positions >= 0
+            last, cache = self.forward(ids, mask if any(pads) else None, positions.clamp(min=0),
+                                       DynamicCache() if self.can_pad else None)
+            logits.append(last)
+            parts.append(cache)
+        source = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(device)
+        if self.can_pad:
+            layers = [BufferLayer(layers, counts, length, self.max_new_tokens - 1)
+                      for layers in zip(*(part.layers for part in parts))]
+            cache = Cache(layers=layers)
+        elif type(cache) is not DynamicCache:                               # a class of its own may leave state behind
+            raise ValueError(f"{type(self.model).__name__} keeps its state in {type(cache).__name__}, whose rows this "
+                             "sampler cannot expand to k rollouts")
+        else:
+            cache.reorder_cache(source)
+        padding = torch.tensor([length - len(prompt) for prompt in prompts], device=device)
+        return cache, torch.cat(logits)[source], padding[source]
+
+    def run(self, prompts, counts, uniforms):
+        """Decode one batch. Returns (ids, logprobs, stopped) for each row."""
+        device, length = self.model.device, len(prompts[0])
+        cache, logits, padding = self.prefill(prompts, counts)
+        uniforms, rows = uniforms.to(device), len(padding)
+        ids = torch.zeros(self.max_new_tokens, rows, dtype=torch.long, device=device)
+        logprobs = torch.zeros(self.max_new_tokens, rows, device=device)
+        mask = torch.arange(length + self.max_new_tokens, device=device) >= padding[:, None]
+        padded = len({len(prompt) for prompt in prompts}) > 1
+        row, positions, ended = torch.arange(rows, device=device), (length - padding)[:, None], padding < 0
+        living = rows
+        for t in range(self.max_new_tokens):
+            token, logprob = self.draw(logits, uniforms[t, row])
+            ids[t, row], logprobs[t, row] = token, logprob
+            ended = ended | self.is_stop[token]
+            if t + 1 == self.max_new_tokens:
+                break
+            if (t + 1) % self.check_every == 0 and (left := len(ended) - int(ended.sum())) < living:
+                self.progress(living - left)
+                living = left
+                if not living:
+                    break
+                if living <= 0.875 * len(ended):                            # moving rows costs; so do dead ones
+                    keep = self.living_slots(ended, living)
+                    cache.reorder_cache(keep)
+                    token, row, positions, mask, ended = (x[keep] for x in (token, row, positions, mask, ended))
+            seen = mask[:, :length + t + 1] if padded else None
+            if padded and self.mask_4d:
+                seen = seen[:, None, None]
+            logits, _ = self.forward(token[:, None], seen, positions, cache)
+            positions = positions + 1
+        self.progress(living)
+        return self.collect(ids, logprobs)
+
+    @staticmethod
+    def living_slots(ended, living):
+        """For each of the first `living` slots the slot whose row it takes: its own, or, where that ended, a living one
+        from behind."""
+        slots = torch.arange(living, device=ended.device)
+        slots[ended[:living]] = living + (~ended[living:]).nonzero()[:, 0]
+        return slots
+
+    def collect(self, ids, logprobs):
+        """Cut each row of the tables (T, R) after its first stop token."""
+        stops = self.is_stop[ids]
+        stopped = stops.any(0).tolist()
+        lengths = torch.where(stops.any(0), stops.int().argmax(0) + 1, len(ids)).tolist()
+        rows = [(i[:n], l[:n], s) for i, l, n, s in zip(ids.T.tolist(), logprobs.T.tolist(), lengths, stopped)]
+        if not all(map(math.isfinite, (l for _, logprob, _ in rows for l in logprob))):
+            raise FloatingPointError("the model's logits are not finite")
+        return rows

@@ -1,0 +1,415 @@
+"""The chunked loss against the plain one, against numbers worked out by hand, and against its own promises."""
+
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from loss import DIVERGENCES, DistillOutput, distill_loss, naive_distill_loss, nll_loss
+
+N, D, V = 11, 16, 60
+LOSSES = pytest.mark.parametrize("loss", [distill_loss, naive_distill_loss])
+EVERY = pytest.mark.parametrize("divergence", DIVERGENCES)
+TOP_K = pytest.mark.parametrize("top_k", [None, 1, 7, V - 1, V, V + 5])
+
+
+def problem(n=N, d=D, v=V, *, dtype=torch.float64, scale=1.0, seed=0, device="cpu"):
+    """Student and teacher (of another width), weights with one zero, sampled ids and a stale sampler's word on them."""
+    g = torch.Generator().manual_seed(seed)
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).mul(scale).to(device, dtype)
+    weights = torch.rand(n, generator=g, dtype=torch.float64)
+    weights[n // 2:n // 2 + 1] = 0
+    return dict(student_hidden=normal(n, d), student_head=normal(v, d), teacher_hidden=normal(n, d // 2),
+                teacher_head=normal(v, d // 2), weights=weights.to(device)), \
+        dict(sampled_ids=torch.randint(v, (n,), generator=g).to(device),
+             sampled_logprobs=(torch.randn(n, generator=g) - math.log(v)).to(device))
+
+
+def with_gradients(loss, args, **options):
+    """The output and the gradients of student_hidden and student_head."""
+    args = {k: v.detach().clone().requires_grad_(k.startswith("student")) for k, v in args.items()}
+    out = loss(**args, **options)
+    out.loss.backward()
+    return out, args["student_hidden"].grad, args["student_head"].grad
+
+
+def nll(student_hidden, student_head, weights, *, sampled_ids, temperature=1.0, sampled_logprobs=None, is_clip=None):
+    """`nll_loss` in plain code."""
+    wide = torch.promote_types(student_hidden.dtype, torch.float32)
+    log_p = ((student_hidden @ student_head.T).to(wide) / temperature).log_softmax(-1)
+    log_p = log_p.gather(1, sampled_ids[:, None])[:, 0]
+    if is_clip is not None:
+        weights = weights * (log_p.detach() - sampled_logprobs).exp().clamp(max=is_clip)
+    return DistillOutput(-(weights * log_p).sum().to(wide), -log_p.detach(), log_p.detach())
+
+
+def from_logits(student, teacher, **options):
+    """The divergence of two rows of logits: the hidden states are the logits and the heads the identity."""
+    s, t = (torch.tensor([x], dtype=torch.float64) for x in (student, teacher))
+    eye = torch.eye(s.shape[1], dtype=torch.float64)
+    return with_gradients(options.pop("loss", distill_loss),
+                          dict(student_hidden=s, student_head=eye, teacher_hidden=t, teacher_head=eye,
+                               weights=torch.ones(1, dtype=torch.float64)), **options)
+
+
+def assert_same(a, b, **tolerance):
+    for name in ("loss", "divergence", "student_logprobs", "teacher_logprobs"):
+        x, y = getattr(a[0], name), getattr(b[0], name)
+        assert (x is None) == (y is None), name
+        if x is not None:
+            torch.testing.assert_close(x, y, **tolerance, msg=lambda m, name=name: f"{name}: {m}")
+    torch.testing.assert_close(a[1], b[1], **tolerance)
+    torch.testing.assert_close(a[2], b[2], **tolerance)
+
+
+# The naive loss is the oracle
+
+@EVERY
+@TOP_K
+def test_value_and_both_gradients_are_the_naive_ones_in_float64(divergence, top_k):
+    args, sampled = problem()
+    options = dict(divergence=divergence, top_k=top_k, temperature=0.7, is_clip=1.5, **sampled)
+    assert_same(with_gradients(distill_loss, args, chunk_size=4, **options),
+                with_gradients(naive_distill_loss, args, **options), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@EVERY
+@pytest.mark.parametrize("top_k", [None, 7])
+def test_error_against_float64_is_no_worse_than_the_naive_loss_in_the_same_dtype(dtype, divergence, top_k):
+    args, _ = problem(n=64, d=32, v=500, dtype=dtype, scale=0.6)
+    options = dict(divergence=divergence, top_k=top_k)
+    exact = with_gradients(naive_distill_loss, {k: v.double() for k, v in args.items()}, **options)
+    ours = with_gradients(distill_loss, args, chunk_size=16, **options)
+    naive = with_gradients(naive_distill_loss, args, **options)
+    def errors(x):
+        pairs = [(x[0].divergence, exact[0].divergence), (x[1], exact[1]), (x[2], exact[2])]
+        return [((a.double() - b).norm() / b.norm()).item() for a, b in pairs]
+    assert [x.dtype for x in ours[1:]] == [dtype, dtype] and ours[0].divergence.dtype == torch.float32
+    for name, a, b in zip(("divergence", "hidden", "head"), errors(ours), errors(naive)):
+        assert a <= 1.1 * b + 2e-7, f"{name}: error {a:.2e}, naive {b:.2e}"
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 2e-5), (torch.bfloat16, 1.6e-2)])
+@EVERY
+@pytest.mark.parametrize("top_k", [None, 7])
+def test_value_and_gradients_are_the_naive_ones_in_training_dtypes(dtype, tolerance, divergence, top_k):
+    args, sampled = problem(dtype=dtype, scale=0.6)
+    options = dict(divergence=divergence, top_k=top_k, temperature=1.3, is_clip=1.5, **sampled)
+    assert_same(with_gradients(distill_loss, args, chunk_size=4, **options),
+                with_gradients(naive_distill_loss, args, **options), rtol=tolerance, atol=tolerance / 20)
+
+
+@EVERY
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_gradients_pass_gradcheck(divergence, top_k):
+    args, _ = problem(n=4, d=3, v=9)
+    fixed = {k: v for k, v in args.items() if not k.startswith("student")}
+
+    def f(hidden, head):                # gradcheck runs backward several times, the loss allows one: hold its gradients
+        loss = distill_loss(hidden, head, **fixed, divergence=divergence, top_k=top_k, chunk_size=3).loss
+        gradients = torch.autograd.grad(loss, (hidden, head))
+        return loss.detach() + sum(((x - x.detach()) * g).sum() for x, g in zip((hidden, head), gradients))
+
+    assert torch.autograd.gradcheck(f, [args[k].clone().requires_grad_() for k in ("student_hidden", "student_head")])
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-9), (torch.float32, 2e-5), (torch.bfloat16, 1.6e-2)])
+def test_nll_loss_takes_negative_weights_and_clips_the_ratio(dtype, tolerance):
+    args, sampled = problem(dtype=dtype, scale=0.6)
+    args = {k: args[k] for k in ("student_hidden", "student_head", "weights")}
+    args["weights"] = args["weights"] - 0.4
+    for options in (dict(), dict(temperature=0.7), dict(is_clip=1.5, sampled_logprobs=sampled["sampled_logprobs"])):
+        options["sampled_ids"] = sampled["sampled_ids"]
+        assert_same(with_gradients(nll_loss, args, chunk_size=4, **options), with_gradients(nll, args, **options),
+                    rtol=tolerance, atol=tolerance / 20)
+
+
+# Worked by hand. Student p = (1/2, 1/4, 1/4), teacher q = (1/4, 1/4, 1/2), so m = (3/8, 1/4, 3/8):
+#   KL(q || p) = 1/4 log(1/2) + 0 + 1/2 log 2            = log(2) / 4
+#   KL(p || m) = 1/2 log(4/3) + 0 + 1/4 log(2/3)         = 3/4 log 2 - 3/4 log 3 + ... = (5 log 2 - 3 log 3) / 4
+#   and KL(q || m) is the same by symmetry, hence so is the Jensen-Shannon divergence.
+HALF, QUARTER = math.log(1 / 2), math.log(1 / 4)
+
+
+@LOSSES
+def test_divergences_worked_by_hand(loss):
+    for divergence, value in (("forward", math.log(2) / 4), ("reverse", math.log(2) / 4),
+                              ("jsd", (5 * math.log(2) - 3 * math.log(3)) / 4)):
+        out, _, _ = from_logits([HALF, QUARTER, QUARTER], [QUARTER, QUARTER, HALF], divergence=divergence, loss=loss)
+        assert out.divergence.item() == pytest.approx(value, abs=1e-12)
+
+
+@LOSSES
+def test_forward_is_teacher_first_and_reverse_student_first(loss):
+    """p = (1/2, 1/2), q = (1/4, 3/4): KL(q||p) = log 2 + 1/4 log 1/4 + 3/4 log 3/4, KL(p||q) = log 2 - 1/2 log 3 ..."""
+    rows = [HALF, HALF], [QUARTER, math.log(3 / 4)]
+    forward, grad_forward, _ = from_logits(*rows, divergence="forward", loss=loss)
+    reverse, grad_reverse, _ = from_logits(*rows, divergence="reverse", loss=loss)
+    assert forward.divergence.item() == pytest.approx(0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2), abs=1e-12)
+    assert reverse.divergence.item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), abs=1e-12)
+    torch.testing.assert_close(grad_forward, torch.tensor([[0.25, -0.25]], dtype=torch.float64))         # p - q
+    # p (a - sum p a) with a = log p - log q = (log 2, log 2/3): 1/2 * (log 2 - log 2/3) / 2 = log(3) / 4
+    torch.testing.assert_close(grad_reverse, torch.tensor([[1.0, -1.0]], dtype=torch.float64) * math.log(3) / 4)
+
+
+@LOSSES
+def test_jsd_of_disjoint_distributions_is_log_2(loss):
+    out, _, _ = from_logits([1e4, 0, 0], [0, 0, 1e4], loss=loss)
+    assert out.divergence.item() == pytest.approx(math.log(2), abs=1e-12)
+
+
+@LOSSES
+def test_top_k_takes_the_students_tokens_and_one_rest_bucket_on_both_sides(loss):
+    """Of the hand-worked rows the student's top token is the first: p = (1/2, rest 1/2), q = (1/4, rest 3/4)."""
+    rows = [HALF, QUARTER, QUARTER], [QUARTER, QUARTER, HALF]
+    out, _, _ = from_logits(*rows, divergence="reverse", top_k=1, loss=loss)
+    assert out.divergence.item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), abs=1e-12)
+
+
+@LOSSES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rest_bucket_is_right_when_the_top_k_hold_nearly_everything(loss, dtype):
+    """p = (1, 2 e^-40 in the rest), q = (1, 2 e^-30): log(1 - sum of the top) would be log 0 or noise, off by nats.
+
+    Forward: 2 e^-30 (log 2e^-30 - log 2e^-40) and -2e^-30 + 2e^-40 for the first token, in float64 9 * 2 e^-30.
+    """
+    eye = torch.eye(3, dtype=dtype)
+    s, t = torch.tensor([[0., -40, -40]], dtype=dtype), torch.tensor([[0., -30, -30]], dtype=dtype)
+    args = dict(student_hidden=s, student_head=eye, teacher_hidden=t, teacher_head=eye, weights=torch.ones(1))
+    out, grad, _ = with_gradients(loss, args, divergence="forward", top_k=1)
+    # in float32 the first token's -2e^-30 is below its own rounding
+    expected = (9 if dtype == torch.float64 else 10) * 2 * math.exp(-30)
+    assert out.divergence.item() == pytest.approx(expected, rel=1e-3)
+    assert grad[0, 1].item() == pytest.approx(math.exp(-40) - math.exp(-30), rel=1e-3)
+
+
+@LOSSES
+def test_temperature_divides_the_logits_of_both_sides(loss):
+    args, sampled = problem()
+    hot, hidden, head = with_gradients(loss, args, temperature=0.5, sampled_ids=sampled["sampled_ids"])
+    scaled = args | dict(student_hidden=args["student_hidden"] * 2, teacher_hidden=args["teacher_hidden"] * 2)
+    cold, hidden_2, head_2 = with_gradients(loss, scaled, sampled_ids=sampled["sampled_ids"])
+    assert_same((hot, hidden, head), (cold, hidden_2 * 2, head_2))
+
+
+def test_sampled_logprobs_are_those_of_the_full_softmax_even_with_top_k():
+    args, sampled = problem()
+    out = distill_loss(**args, top_k=3, temperature=0.7, sampled_ids=sampled["sampled_ids"])
+    for x, side in ((out.student_logprobs, "student"), (out.teacher_logprobs, "teacher")):
+        log_p = (args[f"{side}_hidden"] @ args[f"{side}_head"].T / 0.7).log_softmax(-1)
+        torch.testing.assert_close(x, log_p.gather(1, sampled["sampled_ids"][:, None])[:, 0])
+        assert not x.requires_grad
+
+
+# Promises
+
+@EVERY
+@pytest.mark.parametrize("top_k", [None, 7])
+def test_chunk_size_does_not_matter(divergence, top_k):
+    args, sampled = problem()
+    options = dict(divergence=divergence, top_k=top_k, is_clip=2.0, **sampled)
+    results = [with_gradients(distill_loss, args, chunk_size=c, **options) for c in (1, 3, N, 1000)]
+    for other in results[1:]:
+        assert_same(results[0], other, rtol=1e-10, atol=1e-13)
+
+
+def test_cpu_blocks_inside_a_chunk_do_not_mix_rows(monkeypatch):
+    args, sampled = problem()
+    whole = with_gradients(distill_loss, args, top_k=7, is_clip=2.0, **sampled)
+    monkeypatch.setattr("loss._blocks", lambda x: [slice(i, i + 2) for i in range(0, len(x), 2)])
+    assert_same(with_gradients(distill_loss, args, top_k=7, is_clip=2.0, **sampled), whole, rtol=1e-10, atol=1e-13)
+
+
+def test_tied_embedding_gets_the_gradient_of_both_uses():
+    args, sampled = problem()
+    fixed = {k: args[k] for k in ("teacher_hidden", "teacher_head", "weights")}
+    gradients = []
+    for loss in (distill_loss, naive_distill_loss):
+        table = args["student_head"].clone().requires_grad_()
+        loss(torch.tanh(table[sampled["sampled_ids"]]), table, **fixed).loss.backward()
+        gradients.append(table.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@LOSSES
+def test_teacher_is_not_in_the_graph(loss):
+    args, _ = problem()
+    args = {k: v.clone().requires_grad_() for k, v in args.items()}
+    loss(**args).loss.backward()
+    assert args["teacher_hidden"].grad is None and args["teacher_head"].grad is None
+    assert args["student_hidden"].grad.abs().sum() > 0
+
+
+def test_one_tensor_as_both_heads_gets_only_the_students_gradient():
+    args, _ = problem()
+    args["teacher_hidden"] = args["student_hidden"].flip(0)
+    head = args["student_head"].clone().requires_grad_()
+    distill_loss(**args | dict(student_head=head, teacher_head=head)).loss.backward()
+    _, _, expected = with_gradients(naive_distill_loss, args | dict(teacher_head=args["student_head"]))
+    torch.testing.assert_close(head.grad, expected)
+
+
+def test_rows_of_weight_zero_get_a_divergence_but_no_gradient():
+    args, sampled = problem()
+    zero = args["weights"] == 0
+    for loss in (distill_loss, naive_distill_loss):
+        out, hidden, _ = with_gradients(loss, args, **sampled)
+        assert zero.any() and (hidden[zero] == 0).all() and (hidden[~zero] != 0).any(1).all()
+        assert (out.divergence > 0).all() and torch.isfinite(out.student_logprobs).all()
+    kept = {k: v[~zero] if len(v) == N else v for k, v in args.items()}
+    assert_same((out, hidden[~zero], with_gradients(distill_loss, args)[2]),
+                (out, *with_gradients(distill_loss, kept)[1:]))
+
+
+def test_garbage_in_a_masked_row_does_not_reach_the_loss_or_the_head():
+    args, _ = problem(dtype=torch.float32)
+    args["student_hidden"][args["weights"] == 0] = math.nan
+    out, hidden, head = with_gradients(distill_loss, args)
+    assert torch.isfinite(out.loss) and torch.isfinite(hidden).all() and torch.isfinite(head).all()
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+@EVERY
+@LOSSES
+def test_extreme_logits_are_finite(loss, divergence, top_k):
+    rows = torch.tensor([[1e4, -1e4, 0, 5], [-1e4, 1e4, 1e4, 0], [0, 0, 0, 0], [1e4, 1e4, 1e4, 1e4]])
+    eye = torch.eye(4)
+    for teacher in (rows, rows.roll(1, 0), rows.flip(1)):
+        args = dict(student_hidden=rows, student_head=eye, teacher_hidden=teacher, teacher_head=eye,
+                    weights=torch.ones(4))
+        out, hidden, head = with_gradients(loss, args, divergence=divergence, top_k=top_k, sampled_ids=torch.arange(4),
+                                           sampled_logprobs=torch.full((4,), -1e4), is_clip=2.0)
+        for x in (out.loss, out.divergence, out.student_logprobs, out.teacher_logprobs, hidden, head):
+            assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_no_tokens_or_no_weight_give_loss_zero_and_gradients_zero(top_k):
+    full, _ = problem()
+    for args in (problem(n=0)[0], full | dict(weights=torch.zeros(N))):
+        n = len(args["weights"])
+        out, hidden, head = with_gradients(distill_loss, args, top_k=top_k)
+        assert out.loss.item() == 0 and out.divergence.shape == (n,)
+        assert hidden.shape == (n, D) and not hidden.any() and head.shape == (V, D) and not head.any()
+        args = {k: args[k] for k in ("student_hidden", "student_head", "weights")}
+        out, hidden, head = with_gradients(nll_loss, args, sampled_ids=torch.zeros(n, dtype=torch.int64))
+        assert out.loss.item() == 0 and not hidden.any() and not head.any()
+
+
+def test_gradients_are_only_computed_where_they_are_asked_for():
+    args, _ = problem()
+    args["student_hidden"].requires_grad_()
+    distill_loss(**args).loss.backward()
+    torch.testing.assert_close(args["student_hidden"].grad, with_gradients(naive_distill_loss, args)[1])
+    assert args["student_head"].grad is None
+    with torch.no_grad():
+        assert not distill_loss(**args).loss.requires_grad
+
+
+def test_upstream_factor_scales_both_gradients():
+    args, _ = problem()
+    _, hidden, head = with_gradients(distill_loss, args)
+    def scaled(**kwargs):
+        out = distill_loss(**kwargs)
+        out.loss = out.loss * -3
+        return out
+    _, hidden_3, head_3 = with_gradients(scaled, args)
+    torch.testing.assert_close((hidden * -3, head * -3), (hidden_3, head_3))
+
+
+def test_second_backward_is_refused_instead_of_scaling_twice():
+    args, _ = problem()
+    args["student_hidden"].requires_grad_()
+    loss = distill_loss(**args).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute it again"):
+        loss.backward()
+
+
+def test_bfloat16_hidden_states_leave_the_gradient_of_a_float32_head_unrounded():
+    args, _ = problem(n=64, dtype=torch.float32)
+    for side in ("student", "teacher"):
+        args[f"{side}_hidden"] = args[f"{side}_hidden"].bfloat16()
+    _, hidden, head = with_gradients(distill_loss, args)
+    assert hidden.dtype == torch.bfloat16 and head.dtype == torch.float32
+    assert (head != head.bfloat16().float()).any()
+    _, _, exact = with_gradients(naive_distill_loss, {k: v.double() for k, v in args.items()})
+    _, _, naive = with_gradients(naive_distill_loss, args)
+    assert (head - exact).norm() <= (naive - exact).norm() < 0.05 * exact.norm()
+
+
+def test_autocast_does_not_change_the_result():
+    args, _ = problem(dtype=torch.float32)
+    plain = with_gradients(distill_loss, args)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(with_gradients(distill_loss, args), plain)
+
+
+def test_different_vocabularies_are_refused_and_both_are_named():
+    args, _ = problem()
+    with pytest.raises(ValueError, match=f"{V}.*{V - 2}"):
+        distill_loss(**args | dict(teacher_head=args["teacher_head"][:-2]))
+
+
+@pytest.mark.parametrize("change", [
+    dict(weights=torch.ones(N + 1)), dict(weights=torch.ones(N, dtype=torch.int64)), dict(divergence="kl"),
+    dict(top_k=0), dict(temperature=0.0), dict(chunk_size=0), dict(is_clip=2.0), dict(sampled_ids=torch.zeros(N)),
+    dict(teacher_hidden=torch.ones(N - 1, D // 2).double()), dict(student_hidden=torch.ones(N, D + 1)),
+    dict(student_hidden=torch.ones(N, D, dtype=torch.float16)), dict(student_head=torch.ones(V, D, dtype=torch.int64)),
+    dict(teacher_hidden=torch.ones(N, D // 2, dtype=torch.float32)),
+    dict(student_hidden=torch.ones(1, N, D)), dict(weights=torch.ones(N, device="meta"))])
+def test_arguments_that_do_not_fit_are_refused_before_any_work(change):
+    with pytest.raises(ValueError):
+        distill_loss(**problem()[0] | change)
+
+
+class LiveTensors(TorchDispatchMode):
+    """Follows every storage an operation returns: `largest` is the biggest, `peak` the most alive at once, in bytes."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.known = {x.untyped_storage().data_ptr() for x in known}
+        self.live, self.largest, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in tree_flatten(result)[0]:
+            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in self.known:
+                storage = x.untyped_storage()
+                self.live[storage._cdata] = torch.multiprocessing.reductions.StorageWeakRef(storage), storage.nbytes()
+        self.live = {k: v for k, v in self.live.items() if not v[0].expired()}
+        self.largest = max([self.largest, *(size for _, size in self.live.values())])
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        return result
+
+
+@EVERY
+@pytest.mark.parametrize("top_k", [None, 10])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_larger_than_a_chunk_of_logits_is_ever_alive(divergence, top_k, dtype):
+    n, d, v, chunk = 400, 8, 1000, 20                              # N x V is twenty chunks, V x D two fifths of one
+    args, sampled = problem(n=n, d=d, v=v, dtype=dtype)
+    args = {k: x.requires_grad_(k.startswith("student")) for k, x in args.items()}
+    with LiveTensors(*args.values(), *sampled.values()) as memory:
+        distill_loss(**args, divergence=divergence, top_k=top_k, chunk_size=chunk, is_clip=2.0,
+                     **sampled).loss.backward()
+    assert memory.largest == chunk * v * 4
+    assert memory.peak < 7 * chunk * v * 4 + 2 * v * d * 4         # against 20 chunks for one matrix of all logits
+    with LiveTensors(*args.values(), *sampled.values()) as naive:
+        naive_distill_loss(**args, divergence=divergence, top_k=top_k).loss.backward()
+    assert naive.largest >= n * v * 4                              # the measurement does see what it should
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@EVERY
+@pytest.mark.parametrize("top_k", [None, 7])
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_cuda_agrees_with_the_naive_loss(divergence, top_k, dtype, tolerance):
+    args, sampled = problem(n=64, d=32, v=500, dtype=dtype, scale=0.6, device="cuda")
+    options = dict(divergence=divergence, top_k=top_k, temperature=0.7, is_clip=1.5, **sampled)
+    assert_same(with_gradients(distill_loss, args, chunk_size=16, **options),
+                with_gradients(naive_distill_loss, args, **options), rtol=tolerance, atol=tolerance / 20)

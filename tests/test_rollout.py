@@ -1,0 +1,354 @@
+"""Tests of rollout.py on tiny random models. `score` is the trainer's view: one plain forward pass over prompt and
+completion, no cache, no padding. Models are float64 where tokens must not flip by rounding."""
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import rollout  # noqa: E402
+from rollout import generate, invert_cdf, keep_top_p, plan_batches, uniform_table  # noqa: E402
+
+V = 97
+COMMON = dict(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+              num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, eos_token_id=1, bos_token_id=2)
+SLIDING = dict(sliding_window=6, layer_types=["sliding_attention", "full_attention", "sliding_attention"])
+KINDS = {
+    "llama": ("LlamaConfig", {}),
+    "gpt2": ("GPT2Config", {}),
+    "qwen3": ("Qwen3Config", dict(head_dim=8)),
+    "qwen2_sliding": ("Qwen2Config", dict(use_sliding_window=True, **SLIDING)),
+    "mistral_all_sliding": ("MistralConfig", dict(sliding_window=6)),
+    "gemma3": ("Gemma3TextConfig", dict(head_dim=8, **SLIDING)),
+    "eager": ("LlamaConfig", dict(attn_implementation="eager")),
+    "hybrid": ("Lfm2Config", dict(layer_types=["conv", "full_attention", "conv"])),
+}
+PROMPTS = [[random.Random(n).randrange(2, V) for _ in range(n)] for n in (5, 14, 3, 9, 9)]
+
+
+def tiny(kind="llama", dtype=torch.float64, spread=3.0, **changes):
+    """A random model whose distributions are far from uniform (`spread` scales the matrices)."""
+    name, extra = KINDS[kind]
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**{**COMMON, **extra, **changes}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(spread)
+    return model.to(dtype).eval()
+
+
+@torch.no_grad()
+def score(model, rollout, temperature):
+    logits = model(torch.tensor([rollout.prompt_ids + rollout.ids])).logits[0].double() / temperature
+    logprobs = logits.log_softmax(-1)[len(rollout.prompt_ids) - 1:-1]
+    return logprobs.gather(1, torch.tensor(rollout.ids)[:, None])[:, 0]
+
+
+def flat(groups):
+    return [rollout for group in groups for rollout in group]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sampler_logprobs_are_the_trainers_under_left_padding(kind, temperature):
+    model = tiny(kind, torch.float32 if kind == "eager" else torch.float64)  # eager masks overflow to NaN in float64
+    groups = generate(model, PROMPTS, 3, max_new_tokens=12, stop_ids=range(2, 10), temperature=temperature)
+    assert [[r.prompt_ids for r in group] for group in groups] == [[prompt] * 3 for prompt in PROMPTS]
+    assert len({len(r.ids) for r in flat(groups)}) > 3                       # rows did leave the batch at different times
+    for r in flat(groups):
+        assert len(r.logprobs) == len(r.ids)
+        torch.testing.assert_close(torch.tensor(r.logprobs).double(), score(model, r, temperature), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2_sliding", "hybrid"])
+def test_rollout_does_not_depend_on_its_batch(kind):
+    model, keys = tiny(kind), [40, 41, 42, 43, 44]
+    def sample(order, k, max_rows, new=10):
+        groups = generate(model, [PROMPTS[i] for i in order], k, max_new_tokens=new, stop_ids=[3, 4, 5, 6], seed=7,
+                          keys=[keys[i] for i in order], max_rows=max_rows)
+        return {(i, j): (r.ids, r.stopped) for i, group in zip(order, groups) for j, r in enumerate(group)}
+    reference = sample(range(5), 4, None)
+    assert len({tuple(ids) for ids, _ in reference.values()}) == len(reference)
+    for order, k, max_rows in [((4, 2, 0, 3, 1), 4, None), (range(5), 4, 1), (range(5), 4, 3), (range(5), 6, 7), ([2], 2, None)]:
+        for name, value in sample(order, k, max_rows).items():
+            assert name[1] >= 4 or value == reference[name], (order, k, max_rows, name)
+    for name, (ids, _) in sample(range(5), 4, None, new=15).items():         # nor on the length limit, up to the limit
+        assert ids[:10] == reference[name][0]
+
+
+def test_seed_and_key_change_the_rollouts():
+    model = tiny()
+    def sample(**names):
+        return [r.ids for r in flat(generate(model, PROMPTS[:1], 4, max_new_tokens=8, stop_ids=[], **names))]
+    assert sample(seed=1) == sample(seed=1) != sample(seed=2)
+    assert sample(keys=[0]) == sample() != sample(keys=[5])
+    assert sample(seed=1, keys=[0]) != sample(seed=0, keys=[1])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_first_token_follows_the_softmax(temperature):
+    model, n = tiny(spread=8.0), 20000
+    (group,) = generate(model, PROMPTS[:1], n, max_new_tokens=1, stop_ids=[], temperature=temperature)
+    with torch.no_grad():
+        expected = n * (model(torch.tensor(PROMPTS[:1])).logits[0, -1] / temperature).softmax(-1)
+    counts = torch.bincount(torch.tensor([r.ids[0] for r in group]), minlength=V)
+    often, rest = expected >= 5, expected < 5                                # chi-square wants 5 expected in a cell
+    counts = torch.cat([counts[often], counts[rest].sum()[None]]).double()
+    expected = torch.cat([expected[often], expected[rest].sum()[None]])
+    chi2, freedom = ((counts - expected) ** 2 / expected).sum().item(), len(counts) - 1
+    assert freedom > 50 and expected.max() > 20 * expected.min() > 0
+    assert chi2 < freedom + 4 * (2 * freedom) ** 0.5                         # one in about 20,000 by chance; the seed is fixed
+
+
+def test_tokens_of_one_rollout_are_independent():
+    """The same uniform at every position would make the pairs of a flat model equal."""
+    model = tiny(spread=0.0)
+    (group,) = generate(model, PROMPTS[:1], 2000, max_new_tokens=2, stop_ids=[])
+    equal = sum(r.ids[0] == r.ids[1] for r in group)
+    assert 3 <= equal <= 45                                                  # 2000 / 97 = 20.6, sd 4.5
+
+
+def test_generation_config_is_ignored():
+    """Hub models ship temperature, top-k and repetition penalties for chatting; top-k 50 is generate's own default."""
+    model = tiny(spread=0.0)
+    model.generation_config.update(top_k=5, temperature=0.1, do_sample=False, max_length=3, eos_token_id=[0], min_p=0.5)
+    model.config.use_cache = False
+    seen = {i for r in flat(generate(model, PROMPTS[:1], 40, max_new_tokens=40, stop_ids=[])) for i in r.ids}
+    assert len(seen) == V
+
+
+def test_stop_token_is_kept_when_pad_equals_eos():
+    model = tiny(pad_token_id=1)
+    assert model.config.pad_token_id == model.config.eos_token_id == 1
+    prompts = [[1, 1, 7], [8, 1, 9, 10, 11]]                                 # pad ids inside a prompt are tokens like any other
+    rollouts = flat(generate(model, prompts, 100, max_new_tokens=20, stop_ids=[1]))
+    stopped = [r for r in rollouts if r.stopped]
+    assert 5 < len(stopped) < len(rollouts)
+    for r in rollouts:
+        assert (r.ids[-1] == 1) == r.stopped and 1 not in r.ids[:-1] and len(r.logprobs) == len(r.ids)
+        assert r.stopped or len(r.ids) == 20
+    for r in rollouts[::20]:
+        torch.testing.assert_close(torch.tensor(r.logprobs).double(), score(model, r, 1), atol=1e-5, rtol=0)
+
+
+def test_every_stop_id_stops():
+    rollouts = flat(generate(tiny(), PROMPTS, 40, max_new_tokens=20, stop_ids={3, 50, 96}))
+    assert {r.ids[-1] for r in rollouts if r.stopped} == {3, 50, 96}
+    assert not any({3, 50, 96} & set(r.ids[:-1]) for r in rollouts)
+
+
+def test_truncated_rollout_gets_no_stop_token():
+    for r in flat(generate(tiny(), PROMPTS, 4, max_new_tokens=6, stop_ids=[])):
+        assert not r.stopped and len(r.ids) == 6
+    model = tiny()
+    ends = generate(model, PROMPTS[:1], 200, max_new_tokens=3, stop_ids=[30, 31, 32, 33])[0]
+    last = [r for r in ends if len(r.ids) == 3 and r.ids[-1] in (30, 31, 32, 33)]
+    assert last and all(r.stopped for r in last)                             # a stop exactly at the limit is a stop
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
+def test_greedy_is_model_generate_and_logprobs_are_at_temperature_one(kind):
+    model = tiny(kind)
+    groups = generate(model, PROMPTS, 2, max_new_tokens=12, stop_ids=[1], temperature=0)
+    for prompt, group in zip(PROMPTS, groups):
+        out = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12, eos_token_id=1, pad_token_id=0)
+        assert group[0].ids == group[1].ids == out[0, len(prompt):].tolist()
+        torch.testing.assert_close(torch.tensor(group[0].logprobs).double(), score(model, group[0], 1), atol=1e-5, rtol=0)
+
+
+def test_dropout_is_off_and_every_mode_comes_back():
+    model = tiny(attention_dropout=0.9, kind="llama")
+    quiet = generate(model, PROMPTS, 2, max_new_tokens=8, stop_ids=[])
+    model.train()
+    model.model.layers[1].eval()                                             # a frozen part stays frozen
+    modes = [module.training for module in model.modules()]
+    assert generate(model, PROMPTS, 2, max_new_tokens=8, stop_ids=[]) == quiet
+    assert [module.training for module in model.modules()] == modes
+    def fail(finished):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, PROMPTS, 2, max_new_tokens=8, stop_ids=[], progress=fail)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_training_works_after_sampling():
+    """Buffers made in inference mode could not take part in a later backward pass."""
+    model = tiny(rope_scaling={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, max_position_embeddings=16)
+    rollouts = flat(generate(model, PROMPTS, 2, max_new_tokens=12, stop_ids=[]))
+    assert all(p.grad is None for p in model.parameters())
+    model.train()
+    model(torch.tensor([rollouts[0].prompt_ids + rollouts[0].ids])).logits.sum().backward()
+    assert model.lm_head.weight.grad is not None
+
+
+def test_top_p_cuts_the_tail_and_logprobs_stay_those_of_the_full_softmax():
+    model = tiny(spread=2.0)
+    groups = generate(model, PROMPTS, 40, max_new_tokens=4, stop_ids=[], temperature=0.7, top_p=0.5)
+    for r in flat(groups)[::8]:
+        torch.testing.assert_close(torch.tensor(r.logprobs).double(), score(model, r, 0.7), atol=1e-5, rtol=0)
+    for prompt, group in zip(PROMPTS, groups):
+        with torch.no_grad():
+            probs, order = (model(torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(-1).sort(descending=True)
+        nucleus = order[:int((probs.cumsum(-1) < 0.5).sum()) + 1].tolist()
+        assert {r.ids[0] for r in group} <= set(nucleus)
+
+
+def test_top_p_keeps_the_token_that_crosses_the_threshold():
+    probs = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.05, 0.9, 0.05, 0.0]])
+    torch.testing.assert_close(keep_top_p(probs, 0.65), torch.tensor([[0, 0.4, 0, 0.3], [0, 0.9, 0, 0]]))
+    torch.testing.assert_close(keep_top_p(probs, 0.71), torch.tensor([[0, 0.4, 0.2, 0.3], [0, 0.9, 0, 0]]))
+
+
+@pytest.mark.parametrize("size", [5, 128, 129, 1000, 151_936])
+def test_zero_probability_is_never_chosen(size):
+    """Running sums in float32 end below or above 1 at such sizes; u at both ends of its range must stay inside."""
+    generator = torch.Generator().manual_seed(size)
+    weights = torch.rand(6, size, generator=generator)
+    weights *= torch.rand(6, size, generator=generator) < 0.5
+    weights[:, :2], weights[:, -2:], weights[:, 2] = 0, 0, 1
+    weights[5], weights[5, 2] = 0, 1e-30                                     # everything in one token
+    weights /= weights.sum(-1, keepdim=True)
+    for u in (0.0, 2.0**-52, 0.25, 0.999999, 1 - 2.0**-52):
+        ids = invert_cdf(weights, torch.full((6,), u, dtype=torch.float64))
+        assert (weights.gather(1, ids[:, None]) > 0).all()
+        exact = torch.searchsorted(weights.double().cumsum(-1), u * weights.double().sum(-1, keepdim=True), right=True)
+        between = weights.double().cumsum(-1).gather(1, ids[:, None]) - u * weights.double().sum(-1, keepdim=True)
+        assert (u in (0.0, 1 - 2.0**-52) and (ids[:, None] - exact).abs().max() == 0) or between.abs().max() < 1.0
+        below = between - weights.gather(1, ids[:, None])                    # u lies inside the token's own interval
+        assert (between > -1e-6).all() and (below < 1e-6).all()
+
+
+def test_uniforms_are_uniform_and_do_not_depend_on_the_length():
+    names = [(seed, key, j) for seed in (0, -1, 2**80) for key in range(40) for j in range(4)]
+    table = uniform_table(names, 500)
+    assert table.shape == (500, len(names)) and table.dtype == torch.float64
+    assert torch.equal(uniform_table(names[7:9], 20), table[:20, 7:9])
+    assert table.min() >= 0 and table.max() < 1
+    assert abs(table.mean().item() - 0.5) < 0.004 and abs(table.var().item() - 1 / 12) < 0.002
+    counts = torch.histc(table, 100, 0, 1)
+    assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 99 + 4 * 198**0.5
+    centred = table - 0.5
+    n = table.numel() ** 0.5
+    assert (centred[1:] * centred[:-1]).mean().abs() * 12 < 4 / n            # neighbours in time
+    assert (centred[:, 1:] * centred[:, :-1]).mean().abs() * 12 < 4 / n      # and neighbours in the group
+    assert len(table.unique()) == table.numel()
+
+
+def test_uniforms_of_known_seeds():
+    """SplitMix64 from state 1234567 gives 6457827717110365317, 3203168211198807973, ... (its author's test vector)."""
+    class Named:
+        digest = staticmethod(lambda: (1234567).to_bytes(8, "little"))
+    original, rollout.hashlib.blake2b = rollout.hashlib.blake2b, lambda *a, **k: Named
+    try:
+        table = uniform_table([(0, 0, 0)], 3)
+    finally:
+        rollout.hashlib.blake2b = original
+    assert [int(u * 2**52) for u in table[:, 0].tolist()] == [
+        x >> 12 for x in (6457827717110365317, 3203168211198807973, 9817491932198370423)]
+
+
+def test_batches_are_full_and_hold_everything_once():
+    prompts = [[0] * n for n in (3, 9, 4, 9, 1)]
+    for k, max_rows in ((4, 8), (4, 3), (1, 2), (5, 100), (2, 1)):
+        batches = plan_batches(prompts, k, max_rows)
+        assert sorted((p, j) for batch in batches for p, js in batch for j in js) == [(p, j) for p in range(5) for j in range(k)]
+        assert all(sum(len(js) for _, js in batch) <= max_rows for batch in batches)
+        lengths = [len(prompts[p]) for batch in batches for p, _ in batch]
+        assert lengths == sorted(lengths, reverse=True)
+    assert all(len({len(prompts[p]) for p, _ in batch}) == 1 for batch in plan_batches(prompts, 4, 100, same_length=True))
+
+
+def test_each_prompt_is_read_once_and_cost_follows_the_living():
+    model, calls = tiny(), []
+    model.register_forward_pre_hook(lambda module, args, kwargs: calls.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    rollouts = flat(generate(model, PROMPTS, 8, max_new_tokens=30, stop_ids=range(2, 12)))
+    assert calls[0] == (5, 14) and all(columns == 1 for _, columns in calls[1:])
+    decoded, needed = sum(rows for rows, _ in calls[1:]), sum(len(r.ids) - 1 for r in rollouts)
+    assert needed <= decoded < 1.15 * needed + 8
+    assert len(calls) == max(len(r.ids) for r in rollouts)
+
+
+def test_prefill_in_slices_gives_the_same_rollouts(monkeypatch):
+    model = tiny("gpt2")
+    whole = generate(model, PROMPTS, 3, max_new_tokens=8, stop_ids=[3])
+    monkeypatch.setattr(rollout, "PREFILL_TOKENS", 20)
+    sliced = generate(model, PROMPTS, 3, max_new_tokens=8, stop_ids=[3])
+    assert [r.ids for r in flat(whole)] == [r.ids for r in flat(sliced)]
+
+
+def test_rare_stop_checks_give_the_same_rollouts(monkeypatch):
+    """On a GPU finished rows go on for a few tokens before anyone looks; those tokens are dropped."""
+    model, original = tiny(), rollout.Sampler.__init__
+    reference = generate(model, PROMPTS, 6, max_new_tokens=21, stop_ids=range(2, 8))
+    def lazy(self, *args):
+        original(self, *args)
+        self.check_every = 8
+    monkeypatch.setattr(rollout.Sampler, "__init__", lazy)
+    assert [(r.ids, r.stopped) for r in flat(generate(model, PROMPTS, 6, max_new_tokens=21, stop_ids=range(2, 8)))] == \
+        [(r.ids, r.stopped) for r in flat(reference)]
+
+
+def test_progress_counts_every_rollout_once():
+    for max_rows, stop_ids in ((None, range(2, 12)), (4, range(2, 12)), (None, []), (None, range(V))):
+        told = []
+        generate(tiny(), PROMPTS, 4, max_new_tokens=10, stop_ids=stop_ids, max_rows=max_rows, progress=told.append)
+        assert sum(told) == 20
+
+
+def test_float32_masters_under_bfloat16_autocast_and_pure_bfloat16():
+    model = tiny(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        rollouts = flat(generate(model, PROMPTS, 3, max_new_tokens=8, stop_ids=[3]))
+        for r in rollouts:
+            assert (torch.tensor(r.logprobs).double() - score(model, r, 1)).abs().max() < 0.2
+    for r in flat(generate(model.bfloat16(), PROMPTS, 3, max_new_tokens=8, stop_ids=[3])):
+        assert (torch.tensor(r.logprobs).double() - score(model, r, 1)).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(prompts=[[5], []]), "prompt 1 is empty"),
+    (dict(prompts=[[5, V]]), "prompt 0 has ids outside the vocabulary"),
+    (dict(prompts=[[5, -1]]), "prompt 0 has ids outside the vocabulary"),
+    (dict(prompts=[[5], [4] * 60]), "prompt 1: 60 \\+ 5 new tokens exceed the model's 64 positions"),
+    (dict(k=0), "k must be at least 1"),
+    (dict(max_new_tokens=0), "max_new_tokens must be at least 1"),
+    (dict(max_rows=0), "max_rows must be at least 1"),
+    (dict(temperature=-1.0), "temperature must be"),
+    (dict(top_p=0.0), "top_p must be"),
+    (dict(keys=[1, 2]), "2 keys for 1 prompts"),
+    (dict(stop_ids=[V]), "stop ids"),
+])
+def test_bad_arguments_are_refused_before_any_work(change, message):
+    arguments = dict(prompts=[[5, 6]], k=2, max_new_tokens=5, stop_ids=[1]) | change
+    model = tiny("gpt2")
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(ValueError, match=message):
+        generate(model, arguments.pop("prompts"), arguments.pop("k"), **arguments)
+
+
+def test_rotary_models_may_pass_their_trained_length():
+    (group,) = generate(tiny(), [[5] * 60], 1, max_new_tokens=10, stop_ids=[])
+    assert len(group[0].ids) == 10
+
+
+def test_no_prompts_give_no_groups():
+    assert generate(tiny(), [], 4, max_new_tokens=5, stop_ids=[1]) == []
+
+
+def test_models_without_an_expandable_cache_are_refused():
+    torch.manual_seed(0)
+    model = transformers.MambaForCausalLM(transformers.MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, state_size=4))
+    with pytest.raises(ValueError, match="keeps no past_key_values"):
+        generate(model, [[5, 6]], 2, max_new_tokens=3, stop_ids=[])
+
+
+def test_logits_that_are_not_finite_are_an_error():
+    model = tiny()
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    with pytest.raises(FloatingPointError):
+        generate(model, PROMPTS, 2, max_new_tokens=3, stop_ids=[])

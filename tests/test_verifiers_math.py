@@ -1,0 +1,122 @@
+"""Math verifier: equality of value over a hand-made table, the gold answers of real data, extraction, bounds, feedback."""
+
+import random
+import time
+
+import pytest
+
+import verifiers
+from verifiers import check_answer, verify
+
+MATH_FILES = ("gsm8k_train", "gsm8k_test", "math_train", "math_train_worked", "math500_test", "aime_train", "aime24",
+              "aime25", "hmmt_feb25")
+
+EQUAL = [  # (gold, response) with the same value
+    # integers and thousands separators
+    ("31,250", "31250"), ("31250", "31,250"), (r"24{,}000", "24000"), (r"1,\!722", "1722"), ("1722", r"1\,722"),
+    ("1,000,000", "1000000"), (r"11,\! 111,\! 111,\! 100", "11111111100"), ("12345", "12 345"), ("73", "073"), ("5", "+5"),
+    ("1234", "1,234"), ("1, 234", "1,234"), ("5", "5."), ("5", "$5$"), ("-3", "−3"), ("1000", r"10^3"),
+    # decimals, fractions, mixed numbers
+    ("0.5", r"\frac12"), (r"\frac{14}{3}", "14/3"), (r"\frac12", r"\dfrac{1}{2}"), (r"\tfrac{3}{4}", ".75"), (r"-\frac 32", "-1.5"),
+    (r"\frac1{72}", "1/72"), (r"\frac{360}7", r"\frac{360}{7}"), ("2/3", r"\frac{4}{6}"),     (r"2\frac{1}{2}", r"\frac{5}{2}"), (r"-15\frac{3}{5}", "-15.6"), (r"3\frac18", "25/8"), ("2.5", "2 1/2"), ("0.50", "0.5"),
+    (r"\frac{-1}{2}", r"-\frac{1}{2}"), (r"\frac{12}{5,\!525}", "12/5525"), ("0.1", r"\frac{1}{10}"),
+    # percent, degrees, currency, units
+    ("50", r"50\%"), (r"50\%", "50"), (r"50\%", "0.5"), (r"\frac12", r"50\%"), (r"0.56 = 56\%", r"56\%"), (r"90^\circ", "90"),
+    (r"90^{\circ}", r"90^\circ"), ("90", r"90\text{ degrees}"), (r"90^\circ", "90°"), (r"90^\circ", r"\frac{\pi}{2}"),
+    (r"\$42409", "42409"), (r"\$ 54.60", "54.6"), ("5", r"\$5"), (r"-\$0.50", "-0.5"), (r"\$5", "5 dollars"),
+    (r"10\text{ cm}", "10"), ("10", r"10\text{ cm}"), (r"144 \mbox{ m}^3", r"144\text{ cubic meters}"), (r"2 \text{ euros}", "2"),
+    (r"100\text{ square units}", r"100\text{ units}^2"), (r"\approx 8.24 \text{ mph}", "8.24"), (r"\$\dfrac23 \approx \$0.67", "2/3"),
+    ("12", "12 apples"), (r"7\text{ hours}.", "7 hours"), (r"320000 \mbox{ acres}", "320,000"), ("5000000", r"5\text{ million}"),
+    (r"34\text{ sq. units}", "34"), ("3", r"3\text{ m/s}"),
+    # surds, powers, constants
+    (r"\sqrt{12}", r"2\sqrt{3}"), (r"10\sqrt3", r"\sqrt{300}"), (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt2}{2}"), (r"\sqrt[3]{-8}", "-2"),
+    (r"\sqrt[4]{8}", "8^{1/4}"), (r"12^{1/7}", r"\sqrt[7]{12}"), (r"\frac{\sqrt{3}}{4\sqrt{2}-3}", r"\frac{4\sqrt6+3\sqrt3}{23}"),
+    (r"\sqrt{4}", "2"), (r"2^{10}", "1024"), ("2^{25} \\cdot 26!", "26! * 2**25"), (r"2^{4950}", r"4^{2475}"), ("10*pi", r"10\pi"),
+    (r"\frac{3}{4}\pi", r"\frac{3\pi}{4}"), (r"\pi/4", "π/4"), ("e^2", r"e \cdot e"), ("sqrt(3)/2", r"\frac{\sqrt{3}}{2}"),
+    (r"\sqrt{5+2\sqrt6}", r"\sqrt2+\sqrt3"), ("2^{-1}", "0.5"), ("-3^2", "-9"), (r"2\cdot10^{3}", r"2\times 10^3"),
+    # complex numbers
+    ("1+2i", "2i+1"), (r"\frac{i}{5}", "0.2i"), ("i^2", "-1"), (r"-32 + 32i \sqrt{3}", r"32(-1+\sqrt{3}i)"), ("(1+i)^2", "2i"),
+    # logs, trig, factorials, binomials
+    (r"\log_2 8", "3"), (r"\log_{10} 100", r"\log 100"), (r"\ln e^3", "3"), (r"\cos 60^\circ", r"\frac12"), (r"\sin\frac{\pi}{6}", "0.5"),
+    (r"\tan 15^\circ", r"2-\sqrt3"), (r"\cos 58^\circ", r"\sin 32^\circ"), (r"\sin^2 x", r"1-\cos^2 x"), (r"\tan x", r"\frac{\sin x}{\cos x}"),
+    (r"2 \sin 5x \cos x", r"\sin 6x + \sin 4x"), (r"\sec x", r"\frac{1}{\cos(x)}"), (r"\sin^{-1} 1", r"\frac{\pi}{2}"), ("5!", "120"),
+    (r"\binom{5}{2}", "10"), (r"\frac{1}{2004!}", r"\frac{1}{2004 \cdot 2003!}"), ("|{-3}|", "3"),
+    # expressions in variables
+    (r"-29x^5(7x^6-2)", r"58x^5-203x^{11}"), ("(x+1)(x+2)", "x^2+3x+2"), (r"\frac{2x-7}{(x+1)(x-2)}", r"\frac{7-2x}{(x+1)(2-x)}"),
+    ("2x", "x*2"), (r"10x\sqrt{21x}", r"\sqrt{2100x^3}"), (r"\sqrt{x^2}", "|x|"), ("a+b+c", "c+a+b"), (r"2^{n-1}", r"\frac{2^n}{2}"),
+    ("x_1+x_2", "x_2+x_{1}"), ("3 - 2f(x)", "-2f(x)+3"), (r"\pi r^2", r"r^2\pi"), ("(3y - 5)^2", "(5-3y)^2"), ("2xy", "2yx"),
+    # plus-minus, equations
+    (r"1 \pm \sqrt{19}", r"1+\sqrt{19}, 1-\sqrt{19}"), (r"\pm 2", "2,-2"), ("x=5", "5"), ("5", "x = 5"), ("x=5", "x = 10/2 = 5"),
+    ("y = 2x + 3", "2x - y + 3 = 0"), ("y=2x+3", "2x+3"), ("x^2+y^2=13", "2x^2+2y^2=26"), ("AB=9, CD=4", "CD=4, AB=9"),
+    ("x=2", r"x \approx 2"), ("1,-2", "x=1, x=-2"), ("10x - 4y - 5z - 20 = 0", "10x - 4y = 5z + 20"), (r"f(x)=x^2", "x^2"),
+    (r"-80\leq g(x)\leq 82", r"82 \ge g(x) \ge -80"), ("f(2) < f(1) < f(4)", "f(4) > f(1) > f(2)"), ("(x,y)=(1,2)", "(1,2)"),
+    # tuples, intervals, unions, sets, lists, matrices
+    ("(3, -1)", r"\left(3,-1\right)"), (r"(\frac12, 2)", "(0.5,2)"), ("[0,3)", r"\left[0, 3\right)"), (r"(-\infty, 3)", "(-oo, 3)"),
+    (r"(-\infty, -1) \cup (4, \infty)", r"(4,\infty)\cup(-\infty,-1)"), (r"\{4,5,7\}", r"\{7,5,4\}"), (r"\{1,1,2\}", r"\{1,2\}"),
+    ("1,-2", "-2, 1"), ("1,-2", r"\{-2,1\}"), (r"12\text{ and }13", "12, 13"), (r"2, 3, \text{ and } 4", "4,3,2"), (r"-2 \text{ or } -12", "-12,-2"),
+    (r"(-\infty,4]", r"x \in (-\infty, 4]"), (r"\{-1\} \cup [0,7)", r"[0,7)\cup\{-1\}"),
+    (r"\begin{pmatrix} 1/2 \\ 2 \end{pmatrix}", r"\begin{bmatrix}0.5\\2\end{bmatrix}"), ("70,110", "110, 70"), ("(1,234)", "(1, 234)"),
+    (r"\begin{pmatrix} 1 & -1 \\ 1 & \phantom -1 \end{pmatrix}", r"\begin{pmatrix}1&-1\\1&1\end{pmatrix}"),
+    (r"\emptyset", r"\varnothing"),
+    # bases, ratios, times
+    ("12_5", r"12_{5}"), ("12_5", "7"), (r"\text{A5}_{11}", "A5_{11}"), (r"0.0011_{2}", "3/16"), ("1 : 2", "1:2"), (r"05\!:\!00", "5:00"),
+    (r"8\!:\!34 \text{ p.m.}", "8:34 pm"),
+    # option letters, words, wrappers, choice marks
+    (r"\text{B}", "B"), (r"\text{(B)}", "B"), ("B", r"\textbf{(B)}"), (r"\text{(E)},", "(E)"), ("C", r"\textbf{(C)}\ 42"), ("42", r"\textbf{(C)}\ 42"),
+    ("42", "(C) 42"), ("42", "C. 42"), (r"\text{Evelyn}", "Evelyn"), (r"\text{Evelyn}", r"\textbf{evelyn}"), (r"\text{A, B}", "B, A"),
+    (r"\text{June 20}", "June 20"), (r"\mbox{four}", "4"), (r"\mathbf{2340}", "2340"), ("5", r"\mathbf{5}"), ("5", r"\fbox{5}"),
+    (r"\text{two lines}", r"\text{Two lines}"), (r"\text{13}", "13"), (r"\overline{CD}", r"\overline{CD}"), ("7p+4e", "4e+7p"),
+]
+
+DIFFERENT = [  # (gold, response) with different values
+    ("31,250", "31"), ("1,234", "234"), ("1234", "1, 234"), ("(1,234)", "1234"), (r"1,\!234", "1, 234"), ("5", "-5"), ("5", "55"), ("55", "5 5"),
+    ("10", "1 0"), ("1.5", "1,5"), ("1000", "100"), ("12", "1,2"), ("5", "5, 5"), ("5", ""), ("100", "10^3"), ("5", "5 6"),
+    ("2/3", "0.67"), ("2/3", "0.6666666667"), ("1/3", "0.333"), (r"\frac12", r"\frac21"), (r"2\frac{1}{2}", "1"), (r"2\frac12", "21/2"),
+    (r"\frac{14}{3}", "4.67"), (r"0.\overline{3}", "0.3"), ("0.1", "0.10001"), (r"-\frac{1}{2}", r"\frac{1}{2}"), ("1/72", r"\frac{17}{2}"),
+    (r"50\%", "5000"), ("50", "0.5"), (r"50\%", r"0.5\%"), (r"5\%", "0.5"), (r"90^\circ", "9"), ("90", r"\frac{\pi}{2}"), (r"90^\circ", r"\pi"),
+    (r"\$5", "500"), (r"\$5", r"5\text{ cents}"), (r"10\text{ cm}", r"10\text{ inches}"), (r"10\text{ cm}", r"10\text{ m}"), (r"2\text{ miles}", "2 km"),
+    (r"8\!:\!34 \text{ p.m.}", "8:34 a.m."), (r"9\text{ a.m.}", "9 pm"), (r"5\text{ million}", "5"), ("12", r"12\text{ dozen}"),
+    (r"\sqrt{2}", "1.41421356"), (r"\sqrt{2}", "1.414213562373095"), (r"\pi", "3.14159"), (r"\pi", "22/7"), (r"\pi", "3.141592653589793"),
+    (r"\sqrt{3}", r"\sqrt{2}"), (r"2\sqrt3", r"3\sqrt2"), (r"2\sqrt{3}", r"\sqrt[2]{3}"), (r"\sqrt{12}", "12"), ("2^{10}", "20"), (r"2^{4950}", r"2^{4951}"),
+    (r"\frac{1}{2004!}", r"\frac{1}{2005!}"), (r"\frac{1}{2004!}", "0"), ("2^{100}+1", "2^{100}"), (r"10\pi", "10"), ("e", "2.718281828"), ("e^2", "2e"),
+    (r"\sqrt[3]{8}", r"\sqrt{8}"), ("-9", "(-3)^2"), ("8^{1/3}", "8/3"), (r"\sqrt{2}+\sqrt{3}", r"\sqrt{5}"), (r"\pi^2", r"2\pi"),
+    ("1+2i", "1-2i"), ("1+2i", "2+i"), ("i", "1"), ("i", "-i"), ("2i", "2"), (r"\sqrt{-2}", r"\sqrt{-3}"),
+    (r"\log_2 8", r"\log_8 2"), (r"\ln 2", r"\log 2"), (r"\cos 60^\circ", r"\cos 60"), (r"\sin x", r"\cos x"), (r"\sin^2 x", r"\sin x^2"),
+    ("5!", "5"), (r"\binom{5}{2}", r"\frac{5}{2}"), (r"\tan x", r"\cot x"), (r"\sin^{-1} x", r"\frac{1}{\sin x}"), ("4!", "16"),
+    ("(x+1)(x+2)", "x^2+3x+3"), ("x^2", "2x"), ("x", "y"), ("2x", "2X"), ("x", "-x"), (r"\sqrt{x^2}", "x"), ("|x|", "x"), ("x_1", "x_2"), ("a+b", "ab"),
+    ("x+1", "x"), (r"\frac{x}{y}", r"\frac{y}{x}"), ("2^n", "n^2"), ("3 - 2f(x)", "3 - 2f(y)"), ("x^{10}", "x^{11}"), ("x+10^{-20}", "x"), ("0", "x-y"),
+    (r"1 \pm \sqrt{19}", r"1+\sqrt{19}"), (r"\pm 2", "2"), (r"\pm 2", "2,2"), (r"1\pm 2i", r"2 \pm i"), ("x=5", "x=6"), ("x=5", "y=5"), ("5", "x=6"),
+    ("5", "5=6"), ("5", "2+2=5"), ("5", "x=5=6"), ("y=2x+3", "y=2x-3"), ("x^2+y^2=13", "x^2+y^2=14"), ("x+y=0", "0=0"), ("AB=9, CD=4", "AB=4, CD=9"),
+    ("y=2x+3", "y=2x+3, y=1"), (r"x \ge 5", "x > 5"), ("f(2) < f(1) < f(4)", "f(1) < f(2) < f(4)"), ("5", r"x \ne 5"), ("5", "x > 5"),
+    ("(1,2)", "(2,1)"), ("(1,2)", r"\{1,2\}"), ("1,2", "(1,2)"), ("(1,2)", "[1,2]"), ("[0,3)", "[0,3]"), ("(0,3]", "[0,3)"), ("(1,2,3)", "(1,2)"),
+    ("(1,2)", "1"), (r"(-\infty, 3)", r"(\infty, 3)"), (r"(-\infty, 3)", "(3, -\\infty)"), (r"(1,2)\cup(3,4)", "(1,2)"), (r"(1,2)\cup(3,4)", r"(1,2)\cup(3,5)"),
+    (r"\{1,2\}", r"\{1,2,3\}"), (r"\{1\}", r"\{2\}"), ("1,1,2", "1,2"), ("1,1,2", "1,2,2"), ("1,-2", "1,2"), ("1,2,3", "1,2"), ("1", "1,2"), ("1,2", "2"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}"), (r"\begin{pmatrix}1\\2\end{pmatrix}", "1"),
+    (r"(5,\infty)", r"x \ge 5"), (r"[1,2)", r"1 < x < 2"), (r"\emptyset", "0"), (r"\infty", r"-\infty"), ("70,110", "70"), (r"\infty", "1000000"),
+    ("12_5", "12"), ("12_5", "12_6"), ("12_5", "21_5"), ("1011_2", "1011"), (r"\text{A5}_{11}", r"A6_{11}"), ("1:2", "2:1"), ("9:24", "9:42"), ("19_5", "14"),
+    (r"\text{B}", "C"), ("B", "(C)"), ("B", r"\text{A, B}"), (r"\text{A, B}", "A"), ("42", "(C) 43"), ("B", "(C) 42"), ("A", "a"), ("b", "B"),
+    (r"\text{Evelyn}", "Dana"), (r"\text{even}", r"\text{odd}"), (r"\text{even}", r"\text{not even}"), (r"\text{June 20}", "June 21"), ("5", r"\text{not }5"),
+    (r"\mbox{four}", "5"), (r"\text{two lines}", "2"), (r"\overline{CD}", "CD"), ("5", r"5\text{ or }6"), ("5", "five or six"), ("LQSX", "LQXS"),
+    ("5", "1/0"), ("0", r"\frac{x}{x-x}"), ("1", "0^0"), ("5", "nan"), ("5", "inf"), ("5", "_"), ("5", r"\boxed{6}"), ("25", r"5^{2^1}0"),
+]
+
+
+def boxed(text):
+    return "So the answer is $\\boxed{" + text + "}$."
+
+
+def test_the_table_is_large_and_balanced():
+    assert len(set(EQUAL)) == len(EQUAL) and len(set(DIFFERENT)) == len(DIFFERENT)
+    assert len(EQUAL) >= 100 and len(DIFFERENT) >= 100 and 0.8 < len(EQUAL) / len(DIFFERENT) < 1.25
+
+
+@pytest.mark.parametrize("gold, response", EQUAL)
+def test_equal_values_are_told_apart_by_their_form(gold, response):
+    assert verify("math", boxed(response), gold).correct
+
+
+@pytest.mark.parametrize("gold, response", DIFFERENT)
+def test_different_values_pass_for_equal(gold, response):
+    verdict = verify("math", boxed(response), gold)
+    assert not verdict.correct and verdict.feedback

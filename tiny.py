@@ -1,0 +1,273 @@
+"""The embedded default: four made-up worlds and a tiny student that learns, from code alone, in about a minute, how to use peers.
+
+Needs torch, transformers, tokenizers and peer_context (the warm-up reads the real teacher prompt); knows nothing of the
+training loop, which treats the tiny student like any Hub model: an ordinary LlamaForCausalLM with an ordinary fast tokenizer
+and chat template, whose answers are read by the real verifiers.
+
+The world: a problem uses a made-up word (one of 24) that means one of 10 rules. In the warm-up every example gives the word a
+fresh random meaning, so without peers the student can only guess (right about 1 time in 8), and with peers it learns to
+infer: a success names the rule, a failure rules some out. The warm-up target is the exact posterior over the rules given the
+peers. Then a secret table, fixed by world and seed, gives every word its meaning, and training must discover it by trial and error.
+The rule is named first and everything after it follows from it: a teacher that could copy the answer behind a wrong
+start would teach the student to contradict itself.
+
+    model, tokenizer = build("math", seed=0, folder="runs")      # warmed up, or read from the cache in that folder
+    train_rows, eval_rows = problems("math", seed=0)             # rows as in any data file: prompt, answer
+"""
+
+import functools
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import peer_context
+
+WORDS = ("blick dax fep gorp kiv lorch mib nurk pog quib rell smee tove vash wug yent zib "
+         "croll drib flim glon plex spiv trab").split()
+CHAT = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+END = "<|end|>"
+SMALL = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4)
+WARM_UP = dict(steps=900, batch=48, lr=3e-3)
+PROMPT_WEIGHT = 0.1
+
+
+# --- the worlds: names of the rules, problem, completion, answer ---
+
+RULES = {
+    "math": {
+        "sum": lambda a, b: a + b, "difference": lambda a, b: abs(a - b), "product": lambda a, b: a * b,
+        "larger": max, "smaller": min, "joined": lambda a, b: 10 * a + b, "joined backwards": lambda a, b: 10 * b + a,
+        "first squared": lambda a, b: a * a, "second squared": lambda a, b: b * b, "sum doubled": lambda a, b: 2 * (a + b)},
+    "code": {
+        "x + {c}": lambda x, c: x + c, "x - {c}": lambda x, c: x - c, "x * {c}": lambda x, c: x * c,
+        "x // {c}": lambda x, c: x // c, "x % {c}": lambda x, c: x % c, "{c} - x": lambda x, c: c - x,
+        "max(x, {c})": max, "min(x, {c})": min, "x * x + {c}": lambda x, c: x * x + c, "x ^ {c}": lambda x, c: x ^ c},
+    "science": {name: None for name in "acid base metal salt gas glass oil sugar protein mineral".split()},
+    "tool": {name: None for name in "archive copy delete email lock print rename share tag upload".split()},
+}
+
+
+@functools.lru_cache(maxsize=None)
+def operands(task) -> tuple[list, list]:
+    """(for training, for evaluation): disjoint operands of the problems, the same for every seed."""
+    rng = random.Random(f"operands {task}")
+    if task == "math":
+        every = [(a, b) for a in range(1, 10) for b in range(1, 10) if a != b]
+    elif task == "science":
+        every = [tuple(rng.sample(list(RULES["science"]), 10)) for _ in range(400)]
+    else:
+        every = [(n,) for n in range(2, 100)]
+    rng.shuffle(every)
+    cut = len(every) * 3 // 4
+    return every[:cut], every[cut:]
+
+
+def problem(task, word, values) -> str:
+    """The text of one problem."""
+    if task == "math":
+        return f"Compute {values[0]} {word} {values[1]}."
+    if task == "code":
+        return f"Write a Python function solve(x) that returns x {word} {values[0]}."
+    if task == "science":
+        return f"What is {word} made of?" + "".join(f"\n{chr(65 + n)}: {name}" for n, name in enumerate(values))
+    return f"Use the right tool to {word} item {values[0]}."
+
+
+def completion(task, word, rule, values) -> str:
+    """What a student that believes `word` means `rule` answers: the rule first, then what follows from it."""
+    if task == "math":
+        return f"{word} means {rule}. The answer is \\boxed{{{RULES['math'][rule](*values)}}}."
+    if task == "code":
+        return f"{word} means this.\n```python\ndef solve(x):\n    return {rule.format(c=values[0])}\n```"
+    if task == "science":
+        return f"<reasoning>\n{word} is made of {rule}.\n</reasoning>\n<answer>\n{chr(65 + values.index(rule))}\n</answer>"
+    return f"Thought: to {word} is to {rule}.\nAction: {rule}\nAction Input: {{\"item\": {values[0]}}}"
+
+
+def outcome(task, rule, values):
+    """What the verifier can see of a rule on these operands: two rules with the same outcome are both right or both wrong."""
+    if task == "math":
+        return RULES["math"][rule](*values)
+    if task == "code":
+        return tuple(RULES["code"][rule](x, values[0]) for x in probes(values[0]))
+    return rule
+
+
+def answer(task, rule, values):
+    """The gold answer in the form that the verifier reads."""
+    if task == "math":
+        return str(RULES["math"][rule](*values))
+    if task == "code":
+        tests = [{"input": str(x), "output": str(y)} for x, y in zip(probes(values[0]), outcome(task, rule, values))]
+        return {"type": "functional", "entry_point": "solve", "tests": tests}
+    if task == "science":
+        return chr(65 + values.index(rule))
+    return [{"Action": rule, "Action_Input": json.dumps({"item": values[0]})}]
+
+
+def probes(c) -> tuple[int, ...]:
+    """Inputs on which the ten rules of the code world all differ."""
+    return c + 3, 2 * c + 1, c - 1
+
+
+def secret_table(task, seed) -> dict[str, str]:
+    """The meaning of every word: what training has to find out."""
+    rng = random.Random(f"secret {task} {seed}")
+    return {word: rng.choice(list(RULES[task])) for word in WORDS}
+
+
+def problems(task, *, seed=0) -> tuple[list[dict], list[dict]]:
+    """(training rows, evaluation rows) under the secret table; evaluation uses operands that training never shows."""
+    table, rng = secret_table(task, seed), random.Random(f"order {task} {seed}")
+    sets = []
+    for values in operands(task):
+        rows = [{"prompt": problem(task, word, v), "answer": answer(task, table[word], v), "system": None}
+                for word in WORDS for v in values]
+        rng.shuffle(rows)
+        sets.append(rows)
+    return tuple(sets)
+
+
+# --- the tokenizer: bytes, plus one token for every word and fixed sentence ---
+
+def build_tokenizer(task, instruction) -> PreTrainedTokenizerFast:
+    """Byte-level (any text has ids), with single tokens for words, rules, numbers and all fixed sentences of the world."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({c: n for n, c in enumerate(alphabet)}, []))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
+    fixed = [peer_context.SUCCESS, peer_context.ANOTHER_SUCCESS, peer_context.FAILURE, peer_context.FEEDBACK,
+             peer_context.INSTRUCTION, instruction]
+    words, names = list(WORDS), list(RULES[task])
+    if task == "code":
+        names = [part for name in names for part in name.split("{c}") if part]
+    # what stands around the variable parts of a problem and of its completions
+    values = operands(task)[0][0]
+    for text in [problem(task, WORDS[0], values)] + [completion(task, WORDS[0], rule, values) for rule in RULES[task]]:
+        variable = [WORDS[0], *names, *(str(v) for v in values), r"\d+", r"\b[A-J]\b(?=\n)", r"(?<=\n)[A-J]: "]
+        fixed += re.split("|".join(v if "\\" in v or "(?" in v else re.escape(v) for v in variable), text)
+    numbers = [str(n) for n in range(200)]
+    letters = [part for n in range(10) for part in (chr(65 + n), f"{chr(65 + n)}: ")] if task == "science" else []
+    tokens = sorted({t for t in fixed + words + names + numbers + letters if len(t) > 1 or t.isalnum()})
+    core.add_tokens([AddedToken(t, normalized=False, special=False) for t in tokens])
+    core.add_special_tokens([AddedToken(t, special=True) for t in (END, "<|system|>", "<|user|>", "<|assistant|>")])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END, chat_template=CHAT,
+                                   clean_up_tokenization_spaces=False)
+
+
+# --- the warm-up ---
+
+def warm_up_example(task, rng) -> tuple[str, list[str], list[bool]]:
+    """One example: (user turn, the completion of every rule, which rules the peers leave possible).
+
+    Word, operands and true meaning are random; up to two successes and two failures, now and then about another word
+    (then they say nothing about this one).
+    """
+    values, word, truth = rng.choice(sum(operands(task), [])), rng.choice(WORDS), rng.choice(list(RULES[task]))
+    seen = {rule: outcome(task, rule, values) for rule in RULES[task]}
+    right = [rule for rule in seen if seen[rule] == seen[truth]]
+    wrong = [rule for rule in seen if seen[rule] != seen[truth]]
+    n_success, n_failure = rng.choice([(0, 0), (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1)])
+    successes, failures = rng.choices(right, k=n_success), rng.choices(wrong, k=n_failure)
+    subject = rng.choice(WORDS) if rng.random() < 0.1 else word
+    shown = [[completion(task, subject, rule, values) for rule in rules] for rules in (successes, failures)]
+    user = peer_context.teacher_prompt(problem(task, word, values), successes=shown[0], failures=shown[1])
+    ruled_out = {seen[rule] for rule in failures}
+    possible = [subject != word or (rule in right if successes else seen[rule] not in ruled_out) for rule in seen]
+    return user, [completion(task, word, rule, values) for rule in seen], possible
+
+
+def warm_up_batch(task, tokenizer, instruction, size, rng) -> tuple[torch.Tensor, ...]:
+    """(ids (B, L), weights of the plain targets (B, L - 1), position of the rule (B,), its tokens (B, 10), posterior (B, 10)).
+
+    The completion names a rule drawn at random, so that the student stays consistent after any start; where the
+    completions of the ten rules part, the target is the posterior instead of the token that stands there. The prompt is
+    predicted too, at PROMPT_WEIGHT: the peers in it are more examples of how an answer follows from a rule.
+    """
+    examples = [warm_up_example(task, rng) for _ in range(size)]
+    users = [tokenizer.apply_chat_template([{"role": "system", "content": instruction}, {"role": "user", "content": user}],
+                                           tokenize=False, add_generation_prompt=True) for user, _, _ in examples]
+    prompts = tokenizer(users, add_special_tokens=False)["input_ids"]
+    rows = []
+    for prompt, (_, completions, possible) in zip(prompts, examples):
+        ways = [encode_cached(tokenizer, text) for text in completions]
+        parting = next(n for n in range(len(ways[0])) if len({way[n] for way in ways}) > 1)
+        rows.append((prompt, rng.choice(ways), parting, [way[parting] for way in ways], possible))
+    length = max(len(prompt) + len(way) for prompt, way, *_ in rows)
+    ids, weights = torch.full((size, length), tokenizer.pad_token_id), torch.zeros(size, length - 1)
+    for n, (prompt, way, parting, _, _) in enumerate(rows):
+        start, end = len(prompt) - 1, len(prompt) - 1 + len(way)          # shifted: position t predicts token t + 1
+        ids[n, :end + 1] = torch.tensor(prompt + way)
+        weights[n, :start], weights[n, start:end] = PROMPT_WEIGHT, 1.0
+        weights[n, start + parting] = 0.0
+    where = torch.tensor([len(prompt) - 1 + parting for prompt, _, parting, _, _ in rows])
+    posterior = torch.tensor([[float(p) for p in possible] for *_, possible in rows])
+    return ids, weights, where, torch.tensor([tokens for *_, tokens, _ in rows]), posterior / posterior.sum(1, keepdim=True)
+
+
+@functools.lru_cache(maxsize=None)
+def encode_cached(tokenizer, text) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+
+
+def warm_up(model, tokenizer, task, instruction, *, seed, device="cpu", progress=True, steps=None):
+    """Teach the student, by supervised learning, to infer a rule from peers and to carry it through."""
+    steps, peak = steps or WARM_UP["steps"], WARM_UP["lr"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
+    rng = random.Random(f"warm-up {task} {seed}")
+    model.to(device).train()
+    for step in tqdm(range(steps), desc="warm-up", disable=not progress):
+        batch = warm_up_batch(task, tokenizer, instruction, WARM_UP["batch"], rng)
+        ids, weights, where, tokens, posterior = (t.to(device) for t in batch)
+        logits = model(input_ids=ids, use_cache=False).logits
+        plain = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        at_rule = torch.log_softmax(logits[torch.arange(len(ids)), where], dim=-1).gather(1, tokens)
+        loss = (plain * weights.flatten()).sum() / weights.ge(1).sum() - (posterior * at_rule).sum(1).mean()
+        for group in optimizer.param_groups:
+            group["lr"] = peak * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if os.environ.get("DBG") and step % 50 == 0:
+            p=(plain*weights.flatten().ge(1)).sum()/weights.ge(1).sum(); r=-(posterior * at_rule).sum(1); pe=(posterior.clamp_min(1e-9).log()*posterior).sum(1)
+            tqdm.write(f"{step} plain {p.item():.3f} excess {(r+pe).mean().item():.3f} by n {[round((r+pe)[(posterior.gt(0).sum(1)-c).abs()<=w].mean().item(),3) for c,w in ((1,1),(8,1),(10,0))]}")
+    return model.eval()
+
+
+def build(task, *, seed=0, instruction="", folder="runs", device="cpu", progress=True):
+    """(model, tokenizer) of the warmed-up tiny student, read from `folder` when it was made there before.
+
+    The cache is keyed by everything that determines the weights: task, seed, instruction, shape, warm-up settings and
+    the sources of this file and of peer_context.
+    """
+    tokenizer = build_tokenizer(task, instruction)
+    sources = [Path(f).read_text("utf-8") for f in (__file__, peer_context.__file__)]
+    key = hashlib.sha256(json.dumps([task, seed, instruction, SMALL, WARM_UP, sources]).encode()).hexdigest()[:12]
+    cache = Path(folder) / f"tiny-{task}-{key}"
+    if cache.is_dir():
+        return AutoModelForCausalLM.from_pretrained(cache, dtype=torch.float32), AutoTokenizer.from_pretrained(cache)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, tie_word_embeddings=True,
+                                             bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+                                             pad_token_id=tokenizer.pad_token_id, **SMALL))
+    warm_up(model, tokenizer, task, instruction, seed=seed, device=device, progress=progress)
+    staging = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
+    model.save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    try:
+        staging.rename(cache)                   # one rename: a second process never reads half a folder
+    except OSError:                             # another process was first, with the same weights
+        shutil.rmtree(staging)
+    return model, tokenizer

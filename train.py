@@ -1,0 +1,456 @@
+"""Train a student by MOPD or one of its baselines: command line, data, AdamW loop with gradient accumulation, evaluation, checkpoints.
+
+    python train.py --task math                                                    # the tiny student in its made-up world
+    python train.py --task math --model Qwen/Qwen3-1.7B --data train.jsonl --eval-data test.jsonl
+
+Uses mopd.py for the step itself and tiny.py for the default student. Knows nothing of how a method works.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+import mopd
+import tiny
+import verifiers
+from loss import DIVERGENCES
+
+
+def option(default, help, choices=None):
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass
+class Settings:
+    """Every setting of a run. None stands for the default of the model at hand: see TINY and REAL below."""
+    task: str = option("math", "task family: decides the verifier and the instruction", verifiers.TASKS)
+    model: str = option("tiny", "tiny, a Hub id, or a folder that from_pretrained reads")
+    data: str = option(None, "training rows: a JSON Lines file, or OWNER/NAME:FILE on the Hub")
+    eval_data: str = option(None, "evaluation rows, likewise")
+    prompt_field: str = option("prompt", "field of a row that holds the problem")
+    answer_field: str = option("answer", "field of a row that holds the gold answer")
+    system_field: str = option("system", "field of a row that may hold a system message")
+    method: str = option("mopd", "what the student learns from", mopd.METHODS)
+    peers: str = option(None, "what the mopd teacher reads (default contrastive)", mopd.PEERS)
+    peer_tokens: int = option(None, "longest peer in the teacher's prompt, in tokens; longer ones lose their middle")
+    feedback: bool = option(False, "show the verifier's feedback on a wrong rollout that has no successful peer")
+    teacher: str = option("ema", "ema, frozen, current, or another model (Hub id or folder) with the same tokenizer")
+    ema_rate: float = option(None, "share of the student that enters the EMA teacher at each step")
+    divergence: str = option("jsd", "what is minimised: forward is KL(teacher || student)", DIVERGENCES)
+    top_k: int = option(None, "compare the student's top k tokens and the rest as one (default: the full vocabulary)")
+    reduction: str = option("token", "every token of the step counts alike, or every rollout", ("token", "sequence"))
+    is_clip: float = option(None, "weight tokens by min(p_trainer / p_sampler, IS_CLIP) (default: off)")
+    steps: int = option(None, "optimizer steps")
+    problems: int = option(32, "problems per step")
+    rollouts: int = option(8, "rollouts per problem")
+    max_new_tokens: int = option(None, "longest completion, in tokens")
+    temperature: float = option(1.0, "sampling temperature in training")
+    lr: float = option(None, "learning rate")
+    warmup_steps: int = option(10, "steps over which the learning rate rises from 0; constant afterwards")
+    weight_decay: float = option(0.01, "AdamW's weight decay")
+    grad_clip: float = option(1.0, "largest norm of the gradient")
+    micro_tokens: int = option(None, "tokens, padding included, that go through the model at once in scoring")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
+    eval_every: int = option(None, "steps between evaluations")
+    eval_problems: int = option(None, "problems of an evaluation (default: all rows, at most 256)")
+    eval_rollouts: int = option(8, "samples per evaluation problem: the k of mean@k and pass@k")
+    eval_temperature: float = option(None, "sampling temperature in evaluation")
+    eval_top_p: float = option(None, "nucleus mass in evaluation")
+    save_every: int = option(None, "steps between checkpoints (default: with each evaluation)")
+    keep: int = option(2, "checkpoints to keep")
+    out: str = option(None, "folder of the run (default: a fresh one in runs/)")
+    resume: bool = option(False, "continue the run in --out")
+    seed: int = option(0, "seed of everything random")
+    device: str = option(None, "cpu, cuda, ... (default: cuda where there is one)")
+    dtype: str = option(None, "compute type; weights stay float32 (default: bfloat16 on cuda)", ("float32", "bfloat16"))
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            choices, value = f.metadata["choices"], getattr(self, f.name)
+            if choices and value is not None and value not in choices:
+                raise ValueError(f"{flag(f.name)} {value}: choose from {', '.join(choices)}")
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
+                raise ValueError(f"{flag(f.name)} {value}: must not be negative")
+        for name in ("problems", "rollouts", "eval_rollouts", "steps", "max_new_tokens", "eval_every", "eval_problems", "save_every",
+                     "keep", "micro_tokens", "peer_tokens", "top_k", "grad_clip", "temperature", "eval_top_p", "is_clip"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{flag(name)} {getattr(self, name)}: must be positive")
+        if self.peers and self.method != "mopd":
+            raise ValueError(f"--peers belongs to --method mopd: leave it out with --method {self.method}")
+        if self.feedback and self.method not in ("mopd", "sdpo"):
+            raise ValueError(f"--feedback belongs to --method mopd: leave it out with --method {self.method}")
+        if self.method in ("mopd", "sdpo") and self.rollouts < 2:
+            raise ValueError(f"--rollouts {self.rollouts}: a rollout needs peers, so at least 2")
+        if self.method == "grpo" and self.rollouts < 2:
+            raise ValueError(f"--rollouts {self.rollouts}: an advantage needs a group, so at least 2")
+        if self.method == "opd" and self.teacher in COPIES:
+            raise ValueError("--method opd needs --teacher MODEL: a copy of the student without peers has nothing to teach")
+        if self.model == "tiny" and (self.data or self.eval_data):
+            raise ValueError("--data and --eval-data need --model: the tiny student only speaks the language of its own world")
+        if self.model != "tiny" and not self.data:
+            raise ValueError(f"--model {self.model} needs --data FILE")
+        if self.resume and not self.out:
+            raise ValueError("--resume needs --out: the folder of the run to continue")
+        for name, value in (TINY if self.model == "tiny" else REAL).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.method == "mopd":
+            self.peers = self.peers or "contrastive"
+        self.save_every = self.save_every or self.eval_every
+        self.out = self.out or f"runs/{self.task}-{self.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = self.dtype or ("bfloat16" if self.device.startswith("cuda") else "float32")
+
+    @property
+    def teaches(self):
+        """Whether the method has a teacher at all."""
+        return self.method not in mopd.NO_TEACHER
+
+
+COPIES = ("ema", "frozen", "current")                            # teachers that are the student itself or a copy of it
+# Defaults that depend on the model: right for the tiny world, and the paper's (EMA 0.05, lr 1e-5, evaluation at 0.6 / 0.95).
+TINY = dict(steps=100, max_new_tokens=32, lr=1e-3, ema_rate=0.02, peer_tokens=64, micro_tokens=16384,
+            eval_every=25, eval_problems=64, eval_temperature=1.0, eval_top_p=1.0)
+REAL = dict(steps=200, max_new_tokens=1024, lr=1e-5, ema_rate=0.05, peer_tokens=1024, micro_tokens=8192,
+            eval_every=20, eval_problems=256, eval_temperature=0.6, eval_top_p=0.95)
+MAY_CHANGE = ("steps", "eval_every", "eval_problems", "eval_rollouts", "eval_temperature", "eval_top_p", "save_every", "keep", "out",
+              "resume", "device", "micro_tokens", "eval_data")
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def parse(arguments) -> Settings:
+    """Settings from the command line; what is wrong with it ends the program with one line and status 2."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    for f in dataclasses.fields(Settings):
+        kind = dict(action="store_true") if f.type is bool else dict(type=f.type, choices=f.metadata["choices"], default=f.default)
+        parser.add_argument(flag(f.name), help=f.metadata["help"], **kind)
+    try:
+        return Settings(**vars(parser.parse_args(arguments)))
+    except ValueError as error:
+        parser.exit(2, f"train.py: error: {error}\n")
+
+
+# --- data and models ---
+
+def find_file(spec) -> Path:
+    """A local file, or OWNER/NAME:FILE of a data set on the Hub."""
+    if Path(spec).is_file():
+        return Path(spec)
+    repo, colon, name = spec.partition(":")
+    if not colon or repo.count("/") != 1:
+        raise ValueError(f"no such data file: {spec} (for a file on the Hub write OWNER/NAME:FILE)")
+    from huggingface_hub import hf_hub_download
+    return Path(hf_hub_download(repo, name, repo_type="dataset"))
+
+
+def read_problems(spec, settings) -> list[mopd.Problem]:
+    """The rows of a JSON Lines file as problems. A bad row raises ValueError with file and line number."""
+    path, problems = find_file(spec), []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not a JSON object")
+            problems.append(read_row(row, settings, len(problems)))
+        except ValueError as error:                              # a JSON error is one, too
+            raise ValueError(f"{path}:{number}: {error}") from None
+    return problems
+
+
+def read_row(row, settings, key) -> mopd.Problem:
+    """One row as a problem: the task's instruction where it has no system message, and for code what the tests will call."""
+    for name in (settings.prompt_field, settings.answer_field):
+        if name not in row:
+            raise ValueError(f"no field {name!r} (there are: {', '.join(map(str, row))}); see --prompt-field and --answer-field")
+    prompt, answer, system = row[settings.prompt_field], row[settings.answer_field], row.get(settings.system_field)
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"field {settings.prompt_field!r} is not a text")
+    if system is not None and not isinstance(system, str):
+        raise ValueError(f"field {settings.system_field!r} is neither a text nor null")
+    verifiers.check_answer(settings.task, answer)
+    if settings.task == "code":                                  # the statement rarely says what the tests will call
+        if answer.get("starter_code"):
+            prompt += f"\n\nStart from this code:\n```python\n{answer['starter_code']}\n```"
+        elif answer.get("entry_point") and answer["entry_point"] not in prompt:
+            prompt += f"\n\nThe function must be called {answer['entry_point']}."
+    return mopd.Problem(prompt, answer, system or verifiers.INSTRUCTIONS[settings.task], key)
+
+
+def fitting(problems, student, tokenizer, settings, name) -> list[mopd.Problem]:
+    """The problems whose prompt and completion the model has room for; the others are counted out loud."""
+    room = mopd.max_length(student) - settings.max_new_tokens
+    kept = [p for p in problems if len(mopd.student_ids(tokenizer, p)) <= room]
+    if len(kept) < len(problems):
+        print(f"{name}: {len(problems) - len(kept)} of {len(problems)} rows are too long for the model and left out")
+    if not kept:
+        raise ValueError(f"{name} has no usable row ({len(problems)} rows read, none left)")
+    return kept
+
+
+def load_model(name):
+    """(model in float32, tokenizer) from the Hub or a folder, refused unless the loss can be worked out exactly."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load a model from {name}: {str(error).splitlines()[0]}") from None
+    mopd.check_model(model, name)
+    return model.eval(), tokenizer
+
+
+@dataclass
+class Run:
+    """What a run consists of, made by `prepare`. `done` is the number of steps already taken (by a resumed run)."""
+    settings: Settings
+    out: Path
+    student: torch.nn.Module
+    tokenizer: object
+    teacher: mopd.Teacher
+    optimizer: torch.optim.Optimizer
+    train: list
+    held_out: list
+    autocast: object
+    done: int = 0
+
+
+def prepare(settings) -> Run:
+    """Load and check everything; whatever can be refused is refused here, before any work."""
+    s, out, held_out, external = settings, Path(settings.out), [], ()
+    if out.exists() and not (out.is_dir() and (s.resume or not any(out.iterdir()))):
+        raise ValueError(f"{out} is not empty: choose another --out, or --resume to continue the run there")
+    if s.model == "tiny":
+        train, held_out = ([read_row(row, s, n) for n, row in enumerate(rows)] for rows in tiny.problems(s.task, seed=s.seed))
+        student, tokenizer = tiny.build(s.task, seed=s.seed, instruction=verifiers.INSTRUCTIONS[s.task], folder=out.parent,
+                                        device=s.device)
+    else:
+        train = read_problems(s.data, s)
+        if s.eval_data:
+            held_out = read_problems(s.eval_data, s)
+            if find_file(s.data).samefile(find_file(s.eval_data)):
+                print("warning: --data and --eval-data are the same file: the evaluation is not held out")
+        student, tokenizer = load_model(s.model)
+    train = fitting(train, student, tokenizer, s, s.data)
+    if s.eval_data or held_out:
+        held_out = fitting(held_out, student, tokenizer, s, s.eval_data)
+        held_out = random.Random(s.seed).sample(held_out, min(s.eval_problems, len(held_out)))
+    if len(train) < s.problems:
+        raise ValueError(f"{len(train)} usable training rows are fewer than --problems {s.problems}")
+    if s.teaches and s.teacher not in COPIES:
+        external = load_model(s.teacher)
+    if s.gradient_checkpointing:
+        student.gradient_checkpointing_enable()
+    teacher = mopd.make_teacher(s.teacher if s.teaches else "current", student.to(s.device), tokenizer, *external)
+    teacher.model.to(s.device)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=s.lr, weight_decay=s.weight_decay)
+    autocast = functools.partial(torch.autocast, torch.device(s.device).type, torch.bfloat16)
+    run = Run(s, out, student, tokenizer, teacher, optimizer, train, held_out,
+              autocast if s.dtype == "bfloat16" else contextlib.nullcontext)
+    if s.resume:
+        restore(run)
+    return run
+
+
+# --- the run folder: metrics, samples, checkpoints ---
+
+def append(path, record):
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def record_samples(path, step, attempts):
+    """One line per group: the texts, verdicts, peers (positions in the step) and teacher prompts of this step."""
+    for group in sorted({a.group for a in attempts}):
+        mates = [(i, a) for i, a in enumerate(attempts) if a.group == group]
+        append(path, {"step": step, "problem": mates[0][1].problem.key, "prompt": mates[0][1].problem.prompt, "attempts": [
+            {"position": i, "text": a.text, "stopped": a.rollout.stopped, "correct": a.verdict.correct, "answer": a.verdict.answer,
+             "feedback": a.verdict.feedback, "successes": a.peers.successes, "failures": a.peers.failures,
+             "teacher_prompt": a.teacher_text, "weight": a.weight} for i, a in mates]})
+
+
+def save(run, step):
+    """Write OUT/step-N: model/ is an ordinary save_pretrained folder, state/ what resuming needs. Old ones beyond --keep go."""
+    final, staging = run.out / f"step-{step:06d}", run.out / f"step-{step:06d}.tmp"
+    shutil.rmtree(staging, ignore_errors=True)
+    (staging / "state").mkdir(parents=True)
+    run.student.save_pretrained(staging / "model")
+    run.tokenizer.save_pretrained(staging / "model")
+    copied = run.teacher.model.state_dict() if run.teacher.kind in ("ema", "frozen") else None
+    torch.save({"step": step, "optimizer": run.optimizer.state_dict(), "teacher": copied,
+                "settings": dataclasses.asdict(run.settings)}, staging / "state" / "state.pt")
+    shutil.rmtree(final, ignore_errors=True)
+    staging.rename(final)                                        # a reader sees the whole checkpoint or none
+    for old in sorted(run.out.glob("step-??????"))[:-run.settings.keep]:
+        shutil.rmtree(old)
+
+
+def restore(run):
+    """Load the newest checkpoint, where there is one, and take later lines out of metrics.jsonl and samples.jsonl."""
+    newest = max(run.out.glob("step-??????"), default=None)
+    if newest is None:
+        print(f"nothing saved in {run.out} yet: starting afresh")
+        for path in run.out.glob("*.jsonl"):
+            path.unlink()
+        return
+    state = torch.load(newest / "state" / "state.pt", map_location=run.settings.device, weights_only=True)
+    for name, value in state["settings"].items():
+        if name not in MAY_CHANGE and getattr(run.settings, name) != value:
+            raise ValueError(f"{flag(name)} is {getattr(run.settings, name)} now and was {value} in {newest}: resume with the same settings")
+    run.student.load_state_dict(AutoModelForCausalLM.from_pretrained(newest / "model", dtype=torch.float32).state_dict())
+    if state["teacher"] is not None:
+        run.teacher.model.load_state_dict(state["teacher"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    for path in run.out.glob("*.jsonl"):
+        lines = [line for line in path.read_text("utf-8").splitlines(keepends=True) if json.loads(line)["step"] <= state["step"]]
+        path.write_text("".join(lines), "utf-8")
+    run.done = state["step"]
+    print(f"resuming from {newest}")
+
+
+# --- the loop ---
+
+def batch_of(problems, step, settings) -> list[mopd.Problem]:
+    """The problems of a step (counted from 1): shuffled anew each epoch, none twice in a step, a function of seed and step alone."""
+    per_epoch = len(problems) // settings.problems
+    epoch, position = divmod(step - 1, per_epoch)
+    order = list(range(len(problems)))
+    random.Random(f"{settings.seed} {epoch}").shuffle(order)
+    return [problems[n] for n in order[position * settings.problems:(position + 1) * settings.problems]]
+
+
+def sampler_seed(settings, step) -> int:
+    return settings.seed * 1_000_000 + step
+
+
+def evaluate(run) -> dict:
+    """mean@k and pass@k over the held-out problems; the same random numbers every time, so that evaluations are paired."""
+    s, k = run.settings, run.settings.eval_rollouts
+    attempts = mopd.sample(run.student, run.tokenizer, run.held_out, k=k, task=s.task, max_new_tokens=s.max_new_tokens,
+                           temperature=s.eval_temperature, top_p=s.eval_top_p, seed=sampler_seed(s, 0), autocast=run.autocast)
+    groups = [attempts[n:n + k] for n in range(0, len(attempts), k)]
+    return {"eval_mean_at_k": sum(a.success for a in attempts) / len(attempts),
+            "eval_pass_at_k": sum(any(a.success for a in g) for g in groups) / len(groups), "eval_k": k}
+
+
+def train_step(run, step):
+    """(metrics, attempts) of one step, the update of optimizer and teacher included."""
+    s, seed, seconds, cuts = run.settings, sampler_seed(run.settings, step), {}, {}
+    attempts = mopd.sample(run.student, run.tokenizer, batch_of(run.train, step, s), k=s.rollouts, task=s.task, seed=seed,
+                           max_new_tokens=s.max_new_tokens, temperature=s.temperature, autocast=run.autocast, seconds=seconds)
+    mopd.plan(attempts, method=s.method, peers=s.peers, feedback=s.feedback, seed=seed)
+    if s.teaches:
+        cuts = mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens, longest=mopd.max_length(run.teacher.model))
+    run.optimizer.zero_grad(set_to_none=True)
+    run.student.train(s.gradient_checkpointing)                  # otherwise eval mode: dropout would part trainer and sampler
+    metrics = mopd.backward(run.student, run.teacher, attempts, method=s.method, divergence=s.divergence, top_k=s.top_k,
+                            temperature=s.temperature, reduction=s.reduction, is_clip=s.is_clip, micro_tokens=s.micro_tokens,
+                            autocast=run.autocast, seconds=seconds)
+    run.student.eval()
+    lr, grad_norm = s.lr * min(1.0, step / max(1, s.warmup_steps)), None
+    if metrics["scored_tokens"]:                                 # else nothing to learn: AdamW's momentum and the EMA would move
+        grad_norm = torch.nn.utils.clip_grad_norm_(run.student.parameters(), s.grad_clip).item()
+        for group in run.optimizer.param_groups:
+            group["lr"] = lr
+        run.optimizer.step()
+        run.teacher.update(run.student, s.ema_rate)
+    return {"step": step, **metrics, **mopd.describe(attempts), **cuts, "grad_norm": grad_norm, "lr": lr,
+            "seconds": {name: round(value, 4) for name, value in seconds.items()}}, attempts
+
+
+def announce(run):
+    """The run's arithmetic, before any work."""
+    s, parameters, vocabulary = run.settings, sum(p.numel() for p in run.student.parameters()), len(mopd.head(run.student))
+    copies = 5 if run.teacher.kind in ("ema", "frozen") else 4
+    print(f"{s.method}{f' ({s.peers})' if s.peers else ''} on {s.task}: {s.model}, {parameters / 1e6:.1f}M parameters, {s.device} "
+          f"in {s.dtype}; {len(run.train)} training and {len(run.held_out)} evaluation problems")
+    print(f"a step: {s.problems} problems x {s.rollouts} rollouts = {s.problems * s.rollouts} rollouts, at most "
+          f"{s.problems * s.rollouts * s.max_new_tokens:,} new tokens; {s.steps} steps")
+    print(f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} {parameters * 4 * copies / 2**20:,.0f} MiB; "
+          f"all logits of a step at once would be {s.problems * s.rollouts * s.max_new_tokens * vocabulary * 4 / 2**20:,.0f} MiB, "
+          f"a chunk of the loss is {256 * vocabulary * 4 / 2**20:,.1f} MiB")
+    print(f"run folder: {run.out}")
+
+
+def line_of(m) -> str:
+    number = lambda value, form: "-" if value is None else format(value, form)
+    return (f"step {m['step']:4d}  loss {m['loss']:.4f}  success {m['success']:.3f}  groups mixed/right/wrong "
+            f"{m['groups_mixed']}/{m['groups_all_right']}/{m['groups_all_wrong']}  unweighted {m['unweighted']}  truncated {m['truncated']}  "
+            f"length {m['mean_completion_length']:.1f}  |g| {number(m['grad_norm'], '.3f')}  {sum(m['seconds'].values()):.1f}s")
+
+
+def summarise(run, evaluations, attempts):
+    """The end of a run: one rollout and what its teacher read, before and after, where things are, what to try next."""
+    told = [a for a in attempts if a.teacher_text]
+    shown = next((a for a in told if a.peers.successes and not a.success), told[0] if told else None)
+    if shown:
+        print(f"--- problem\n{shown.problem.prompt}\n--- a rollout, {'right' if shown.success else 'wrong'}\n{shown.text}")
+        print(f"--- what the teacher read before it scored this rollout\n{shown.teacher_text}\n---")
+    if evaluations:
+        first, last = evaluations[0], evaluations[-1]
+        for name in ("mean", "pass"):
+            before, after = first[f"eval_{name}_at_k"], last[f"eval_{name}_at_k"]
+            print(f"held-out {name}@{last['eval_k']}: {before:.3f} at step {first['step']}, {after:.3f} at step {last['step']}")
+    print(f"metrics, samples and checkpoints: {run.out}")
+    print("next: another --task, --peers positive, --method grpo, or your own --model and --data (README.md)")
+
+
+def train(run) -> list[dict]:
+    """The loop; returns the evaluations."""
+    s, evaluations, attempts = run.settings, [], []
+
+    def evaluate_now(step):
+        evaluations.append({"step": step, **evaluate(run)})
+        append(run.out / "metrics.jsonl", evaluations[-1])
+        tqdm.write("step {step:4d}  held-out mean@{eval_k} {eval_mean_at_k:.3f}  pass@{eval_k} {eval_pass_at_k:.3f}".format(**evaluations[-1]))
+
+    if run.held_out and not run.done:
+        evaluate_now(0)
+    for step in tqdm(range(run.done + 1, s.steps + 1), desc="steps", initial=run.done, total=s.steps):
+        metrics, attempts = train_step(run, step)
+        append(run.out / "metrics.jsonl", metrics)
+        tqdm.write(line_of(metrics))
+        if step % s.eval_every == 0 or step == s.steps:
+            record_samples(run.out / "samples.jsonl", step, attempts)
+            if run.held_out:
+                evaluate_now(step)
+        if step % s.save_every == 0 or step == s.steps:
+            save(run, step)
+    summarise(run, evaluations, attempts)
+    return evaluations
+
+
+def main(arguments=None):
+    settings = parse(arguments)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        run = prepare(settings)
+    except (ValueError, OSError) as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    run.out.mkdir(parents=True, exist_ok=True)
+    (run.out / "config.json").write_text(json.dumps(dataclasses.asdict(settings), indent=1) + "\n", "utf-8")
+    announce(run)
+    return train(run)
+
+
+if __name__ == "__main__":
+    main()
