@@ -28,7 +28,7 @@ import torch
 import peer_context
 from loss import distill_loss, nll_loss
 from rollout import Rollout, generate
-from verifiers import INSTRUCTIONS, Verdict, verify_batch
+from verifiers import Verdict, verify_batch
 
 METHODS = ("mopd", "sdpo", "opd", "grpo", "rft")
 PEERS = ("contrastive", "positive", "random", "unrelated", "success_only")
@@ -105,6 +105,7 @@ def check_model(model, name):
     """Refuse a model whose logits are not exactly (final hidden states) x (output matrix)^T: the loss is worked out from these.
 
     Scaled (Granite, Cohere), capped (Gemma 2) and biased (Phi) heads, and models without one matrix, raise ValueError.
+    Cap and bias are looked up, too: small logits do not show a cap, and a bias may start at zero.
     """
     output = model.get_output_embeddings()
     if not isinstance(getattr(output, "weight", None), torch.Tensor) or output.weight.dim() != 2:
@@ -115,7 +116,8 @@ def check_model(model, name):
         logits = model(input_ids=ids, use_cache=False).logits.float()
         plain = (model.base_model(input_ids=ids, use_cache=False).last_hidden_state @ output.weight.T).float()
         model.train(mode)
-    if plain.shape != logits.shape or (plain - logits).abs().max() > 0.02 * logits.abs().max():
+    hidden_part = getattr(output, "bias", None) is not None or getattr(model.config, "final_logit_softcapping", None)
+    if hidden_part or plain.shape != logits.shape or (plain - logits).abs().max() > 0.02 * logits.abs().max():
         raise ValueError(f"{name}: its logits are not hidden states times the output matrix (scaled, capped or biased "
                          "head); use a model with a plain head, such as Qwen, Llama or SmolLM")
 
@@ -185,7 +187,8 @@ def sample(student, tokenizer, problems, *, k, task, max_new_tokens, temperature
                           keys=[p.key for p in problems], max_rows=max_rows)
     sampled = time.perf_counter()
     flat = [(g, rollout) for g, group in enumerate(groups) for rollout in group]
-    texts = [completion_text(tokenizer, rollout.ids) for _, rollout in flat]
+    written = [r.ids[:-1] if r.stopped else r.ids for _, r in flat]       # not every stop token is one that decode skips
+    texts = [completion_text(tokenizer, ids) for ids in written]
     verdicts = verify_batch(task, texts, [problems[g].answer for g, _ in flat])
     if seconds is not None:
         seconds["rollout"], seconds["verify"] = sampled - start, time.perf_counter() - sampled
@@ -214,9 +217,11 @@ def plan(attempts, *, method, peers="contrastive", feedback=False, seed=0) -> No
             a.weight = 1.0
         elif method == "grpo":
             rewards = torch.tensor([float(b.success) for b in mates])
-            a.weight = float((a.success - rewards.mean()) / (rewards.std(correction=0) + 1e-4))
+            a.weight = float((float(a.success) - rewards.mean()) / (rewards.std(correction=0) + 1e-4))
         elif method == "rft":
             a.weight = float(a.success)
+        else:
+            raise ValueError(f"unknown method {method!r}: use {', '.join(METHODS)}")
 
 
 def _choose(attempts, i, kind, seed) -> peer_context.Peers:
@@ -239,20 +244,30 @@ def write_contexts(attempts, teacher, *, peer_tokens, longest) -> dict[str, int]
 
     Each peer is cut to `peer_tokens` (head and tail kept). While prompt and completion together exceed `longest` tokens, a
     peer is dropped: extra successes first, then the failure, the first success, the feedback. The problem, the instruction and
-    the generation prompt are never cut. A context that loses everything, or does not fit bare, takes the weight along.
+    the generation prompt are never cut. A context that loses everything, or does not fit bare, takes the weight along; so
+    does a token beyond the common vocabulary, which an external teacher cannot read. Special tokens that a peer spells
+    out are broken up: they would end the user turn.
     """
     counts = {"peers_shortened": 0, "peers_dropped": 0}
     encode = lambda text: teacher.tokenizer(text, add_special_tokens=False)["input_ids"]
+    special = [token.content for token in teacher.tokenizer.added_tokens_decoder.values() if token.special]
+
+    def harmless(text):
+        for token in special:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     def body(j):
-        text, cut = peer_context.shorten(peer_context.strip_thinking(attempts[j].text), peer_tokens, encode, teacher.tokenizer.decode)
+        text = harmless(peer_context.strip_thinking(attempts[j].text))
+        text, cut = peer_context.shorten(text, peer_tokens, encode, teacher.tokenizer.decode)
         counts["peers_shortened"] += cut
         return text
 
     for a in attempts:
         if not a.weight:
             continue
-        successes, failures, feedback = [body(j) for j in a.peers.successes], [body(j) for j in a.peers.failures], a.feedback
+        successes, failures = [body(j) for j in a.peers.successes], [body(j) for j in a.peers.failures]
+        feedback = harmless(a.feedback)
         bare = not (successes or failures or feedback)
         while True:
             text = peer_context.teacher_prompt(a.problem.prompt, successes=successes, failures=failures, feedback=feedback)
@@ -267,7 +282,7 @@ def write_contexts(attempts, teacher, *, peer_tokens, longest) -> dict[str, int]
                 failures.pop()
             else:
                 feedback = ""
-        if fits and (bare or successes or failures or feedback):
+        if fits and (bare or successes or failures or feedback) and max(a.rollout.ids) < teacher.vocabulary:
             a.teacher_text, a.teacher_ids = text, ids
         else:
             a.weight = 0.0
@@ -360,6 +375,6 @@ def describe(attempts) -> dict:
     return {"success": sum(a.success for a in attempts) / len(attempts),
             "groups_mixed": len(groups) - right - wrong, "groups_all_right": right, "groups_all_wrong": wrong,
             "truncated": sum(not a.rollout.stopped for a in attempts),
-            "unweighted": sum(not a.weight for a in attempts),
+            "unweighted": sum(not a.weight for a in attempts), "empty_slots": sum(a.peers.empty for a in attempts),
             "lone_success": sum(a.success and sum(groups[a.group]) == 1 for a in attempts),
             "completion_tokens": tokens, "mean_completion_length": tokens / len(attempts)}

@@ -28,6 +28,7 @@ class Peers:
     """Positions in the group: the peers shown as successes and those shown as failures."""
     successes: tuple[int, ...]
     failures: tuple[int, ...]
+    empty: int = 0                  # slots that a control could not fill
 
 
 def choose_peers(correct, i, *, n_success, n_failure, usable=None, texts=None, seed=0) -> Peers:
@@ -46,7 +47,8 @@ def choose_peers(correct, i, *, n_success, n_failure, usable=None, texts=None, s
     rng = random.Random(repr((seed, i)))
     others = [j for j in range(len(correct)) if j != i and usable[j]]
     successes = draw([j for j in others if correct[j]], n_success, texts, rng, taken=[texts[i]])
-    failures = draw([j for j in others if not correct[j]], n_failure, texts, rng, taken=[texts[i]])
+    shown = [texts[i], *(texts[j] for j in successes)]
+    failures = draw([j for j in others if not correct[j]], n_failure, texts, rng, taken=shown)
     return Peers(successes, failures)
 
 
@@ -65,7 +67,7 @@ def choose_control(kind, group, correct, i, *, usable, texts, seed=0) -> Peers:
     """Peers of rollout `i` of the step under a matched-budget control: the slots that contrastive would fill, filled differently.
 
     All lists run over the whole step (S rollouts): group names each rollout's problem, the other arguments are as for
-    choose_peers, and so are the positions in the answer.
+    choose_peers, and so are the positions in the answer. Slots that cannot be filled stay empty and are counted in `empty`.
     "random": same slots and labels, drawn from the group whatever the verdict. "unrelated": every slot a success of
     another problem, labelled a success. "success_only": the failure slot becomes one more success of the same problem.
     """
@@ -73,17 +75,19 @@ def choose_control(kind, group, correct, i, *, usable, texts, seed=0) -> Peers:
     pick = lambda values: [values[j] for j in mates]
     like = choose_peers(pick(correct), mates.index(i), n_success=2, n_failure=1, usable=pick(usable), texts=pick(texts), seed=seed)
     slots = len(like.successes) + len(like.failures)
-    rng = random.Random(repr((seed, i, kind)))
+    rng = random.Random(repr((seed, mates.index(i), kind)))        # not i: it depends on the order of the problems
     others = [j for j in mates if j != i and usable[j]]
     if kind == "random":
         chosen = draw(others, slots, texts, rng, taken=[texts[i]])
         return Peers(chosen[:len(like.successes)], chosen[len(like.successes):])
     if kind == "unrelated":
         strangers = [j for j in range(len(correct)) if group[j] != group[i] and usable[j] and correct[j]]
-        return Peers(draw(strangers, slots, texts, rng, taken=[texts[i]]), ())
-    if kind == "success_only":
-        return Peers(draw([j for j in others if correct[j]], slots, texts, rng, taken=[texts[i]]), ())
-    raise ValueError(f"unknown control {kind!r}: use random, unrelated or success_only")
+        chosen = draw(strangers, slots, texts, rng, taken=[texts[i]])
+    elif kind == "success_only":
+        chosen = draw([j for j in others if correct[j]], slots, texts, rng, taken=[texts[i]])
+    else:
+        raise ValueError(f"unknown control {kind!r}: use random, unrelated or success_only")
+    return Peers(chosen, (), slots - len(chosen))
 
 
 def teacher_prompt(problem, *, successes=(), failures=(), feedback="") -> str:

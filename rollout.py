@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-import math
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +27,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 PREFILL_TOKENS = 8192        # prompt tokens, padding included, that go through the model at once
 CPU_MEMORY = 2 * 2**30       # bytes of cache and logits for one batch on a CPU, where larger batches gain nothing
-GPU_SHARE = 0.6              # on a GPU: this share of what the process has not allocated
+GPU_SHARE = 0.45             # on a GPU: this share of what the process has not allocated
 BLOCK = 128                  # vocabulary entries that share one partial sum in `invert_cdf`
 
 
@@ -68,11 +67,11 @@ def generate(model, prompts, k, *, max_new_tokens, stop_ids, temperature=1.0, se
     longest = max(map(len, prompts)) + max_new_tokens
     max_rows = max_rows or rows_in_memory(model, config, longest)
     groups = [[None] * k for _ in prompts]
-    with eval_mode(model), torch.no_grad():         # not inference_mode: a rotary buffer made there would break training
+    with eval_mode(model), torch.no_grad():    # not inference_mode: what a module keeps from here may meet autograd
         for batch in plan_batches(prompts, k, max_rows, same_length=not sampler.can_pad):
             counts = [len(js) for _, js in batch]
             rows = [(p, j) for p, js in batch for j in js]
-            uniforms = uniform_table([(seed, keys[p], j) for p, j in rows], max_new_tokens)
+            uniforms = uniform_table([(int(seed), keys[p], j) for p, j in rows], max_new_tokens)
             outputs = sampler.run([prompts[p] for p, _ in batch], counts, uniforms)
             for (p, j), (ids, logprobs, stopped) in zip(rows, outputs):
                 groups[p][j] = Rollout(list(prompts[p]), ids, logprobs, stopped)
@@ -95,13 +94,14 @@ def check(model, config, prompts, k, max_new_tokens, stop_ids, temperature, top_
     require(0 < top_p <= 1, f"top_p must be in (0, 1], not {top_p}")
     require(max_rows is None or max_rows >= 1, f"max_rows must be at least 1, not {max_rows}")
     require(len(keys) == len(prompts), f"{len(keys)} keys for {len(prompts)} prompts")
-    require(all(0 <= i < vocabulary for i in stop_ids), f"stop ids {stop_ids[:5]} outside the vocabulary ({vocabulary})")
+    require(all(0 <= i < vocabulary for i in stop_ids), f"stop ids outside the vocabulary ({vocabulary})")
     limit = getattr(config, "max_position_embeddings", None)
     if any(name.endswith("inv_freq") for name, _ in model.named_buffers()):
         limit = None                                # rotary positions go on beyond the trained length; a table does not
     for p, prompt in enumerate(prompts):
         require(len(prompt) > 0, f"prompt {p} is empty")
-        require(0 <= min(prompt) and max(prompt) < vocabulary, f"prompt {p} has ids outside the vocabulary ({vocabulary})")
+        require(min(prompt) >= 0 and max(prompt) < vocabulary,
+                f"prompt {p} has ids outside the vocabulary ({vocabulary})")
         require(limit is None or len(prompt) + max_new_tokens <= limit,
                 f"prompt {p}: {len(prompt)} + {max_new_tokens} new tokens exceed the model's {limit} positions")
 
@@ -124,7 +124,7 @@ def rows_in_memory(model, config, length):
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
-    per_row = length * per_token + 16 * config.vocab_size                   # logits, probabilities and room for one more
+    per_row = length * per_token + 16 * config.vocab_size    # logits, probabilities, one more
     memory = CPU_MEMORY
     if model.device.type == "cuda":
         total = torch.cuda.get_device_properties(model.device).total_memory
@@ -148,8 +148,9 @@ def plan_batches(prompts, k, max_rows, *, same_length=False):
 
 
 def uniform_table(names, length):
-    """Uniform numbers in [0, 1), float64 (length, len(names)): column r is the SplitMix64 stream that starts from a hash
-    of names[r]. Position t does not depend on `length`. 52 bits, so that u * total < total for every float64 total."""
+    """Uniform numbers in [0, 1), float64 (length, len(names)): column r is the SplitMix64 stream (Steele, Lea and Flood
+    2014) that starts from a hash of names[r], so row t does not depend on `length`. 52 bits: with one more, u * total
+    could round up to total."""
     digests = [hashlib.blake2b(repr(name).encode(), digest_size=8).digest() for name in names]
     start = torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests])
     def shift(x, n):                                # logical right shift: >> on int64 copies the sign bit
@@ -163,26 +164,26 @@ def uniform_table(names, length):
 def invert_cdf(weights, u):
     """Sample one index per row in proportion to `weights` (R, V), non-negative; u (R,) float64 in [0, 1 - 2^-52].
 
-    A float32 running sum over 150,000 entries ends near 0.9999 and moves every boundary, and a running sum is the one
-    pass over the vocabulary that does not vectorise. So: sums of BLOCK entries, their running sum in float64, then the
-    running sum inside one block. u is scaled by the sum itself. A weight of zero is never chosen: the first index whose
-    running sum is *greater* than the target has a positive weight.
+    A running sum of 150,000 float32 probabilities can end at 0.9998 (it depends on the device's accumulator), and it is
+    the one pass over the vocabulary that does not vectorise. So: sums of BLOCK entries, their running sum in float64,
+    then the running sum inside one block. u is scaled by the sum itself. A weight of zero is never chosen: the first
+    index whose running sum is *greater* than the target has a positive weight.
     """
     rows, size = weights.shape
     blocks = F.pad(weights, (0, -size % BLOCK)).view(rows, -1, BLOCK) if size % BLOCK else weights.view(rows, -1, BLOCK)
-    upto = blocks.sum(-1).double().cumsum(-1)                                                  # (R, V / BLOCK)
+    upto = blocks.sum(-1).double().cumsum(-1)                                    # (R, V / BLOCK)
     target = (u * upto[:, -1])[:, None]
-    block = torch.searchsorted(upto, target, right=True).clamp_(max=upto.shape[1] - 1)        # clamp: NaN must not escape
+    block = torch.searchsorted(upto, target, right=True).clamp_(max=upto.shape[1] - 1)  # for NaN
     before = torch.where(block > 0, upto.gather(1, (block - 1).clamp_(min=0)), 0.0)
     inside = blocks[torch.arange(rows, device=block.device), block[:, 0]].double().cumsum(-1)  # (R, BLOCK)
-    target = torch.minimum(target - before, inside[:, -1:] * (1 - 2.0**-52))                   # the two sums round apart
+    target = torch.minimum(target - before, inside[:, -1:] * (1 - 2.0**-52))     # the two sums round apart
     return (block * BLOCK + torch.searchsorted(inside, target, right=True))[:, 0].clamp_(max=size - 1)
 
 
 def keep_top_p(probs, top_p):
     """`probs` (R, V) with everything outside the smallest set of most probable tokens of mass >= top_p set to 0."""
     ordered, order = probs.sort(dim=-1, descending=True, stable=True)
-    before = ordered.double().cumsum(-1) - ordered                                             # mass of the more probable
+    before = ordered.double().cumsum(-1) - ordered                               # mass of the more probable tokens
     return torch.zeros_like(probs).scatter_(1, order, ordered.masked_fill_(before >= top_p, 0.0))
 
 
@@ -191,28 +192,24 @@ class BufferLayer(DynamicLayer):
     cache at each step. Sliding layers keep everything too; the model's mask hides what is out of the window."""
 
     def __init__(self, parts, counts, length, room):
-        """parts: the filled layers of consecutive prompts, (prompts, heads, their length, size); prompt i gets counts[i]
-        rows, aligned to the right of the first `length` columns, with `room` more columns to come."""
+        """parts: the filled layers of consecutive slices of the prompts; prompt i gets counts[i] rows, aligned to the
+        right within the first `length` columns, with `room` more columns to come."""
         super().__init__()
-        device = parts[0].keys.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        self.keys, self.values = (self.copy_rows([getattr(part, name) for part in parts], counts, length, room, autocast)
-                                  for name in ("keys", "values"))
-        self.dtype, self.device, self.length, self.is_initialized = self.keys.dtype, self.keys.device, length, True
+        self.length, self.is_initialized = length, True
+        self.keys = self.copy_rows([part.keys for part in parts], counts, room)
+        self.values = self.copy_rows([part.values for part in parts], counts, room)
 
-    @staticmethod
-    def copy_rows(parts, counts, length, room, dtype):
+    def copy_rows(self, parts, counts, room):
+        (_, heads, _, size), device = parts[0].shape, parts[0].device.type
         # Under autocast attention casts what it reads at every step; stored in that type, the cast happens once.
-        _, heads, _, size = parts[0].shape
-        buffer = parts[0].new_empty(sum(counts), heads, length + room, size, dtype=dtype)
-        row, counts = 0, iter(counts)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parts[0].dtype
+        buffer = parts[0].new_empty(sum(counts), heads, self.length + room, size, dtype=dtype)
+        slots = iter(buffer.split(counts))
         for part in parts:
-            start = length - part.shape[2]
-            for prompt in part:                                             # broadcasts: no temporary of the whole size
-                end = row + next(counts)
-                buffer[row:end, :, start:length] = prompt
-                buffer[row:end, :, :start] = 0                              # a masked weight of 0 times a stray NaN is NaN
-                row = end
+            start = self.length - part.shape[2]
+            for prompt, slot in zip(part, slots):  # broadcasts: no temporary of the whole size
+                slot[:, :, start:self.length] = prompt
+                slot[:, :, :start] = 0      # a masked weight of 0 times a stray NaN is NaN
         return buffer
 
     def update(self, key_states, value_states, *args, **kwargs):
@@ -271,12 +268,12 @@ class Sampler:
         return ids, probs.gather(1, ids[:, None])[:, 0].log()               # the log of the full softmax, top-p or not
 
     def prefill(self, prompts, counts):
-        """Read each prompt once. Returns the cache with counts[i] rows for prompt i, logits (R, V), left padding (R,)."""
+        """Read each prompt once. Returns the cache with counts[i] rows for prompt i, logits (R, V), padding (R,)."""
         device, length, parts, logits = self.model.device, len(prompts[0]), [], []
         step = max(1, PREFILL_TOKENS // length) if self.can_pad else len(prompts)
         for some in (prompts[i:i + step] for i in range(0, len(prompts), step)):
             longest = len(some[0])                                          # plan_batches puts the longest first
-            pads = [longest - len(prompt) for prompt in some]
+            pads = [longest - len(prompt) for prompt in some]               # on the left: all rows end together
             ids = torch.tensor([prompt[:1] * pad + list(prompt) for pad, prompt in zip(pads, some)], device=device)
             positions = torch.arange(longest, device=device) - torch.tensor(pads, device=device)[:, None]
             mask = positions >= 0
@@ -286,9 +283,8 @@ class Sampler:
             parts.append(cache)
         source = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(device)
         if self.can_pad:
-            layers = [BufferLayer(layers, counts, length, self.max_new_tokens - 1)
-                      for layers in zip(*(part.layers for part in parts))]
-            cache = Cache(layers=layers)
+            cache = Cache(layers=[BufferLayer(layers, counts, length, self.max_new_tokens - 1)
+                                  for layers in zip(*(part.layers for part in parts))])
         elif type(cache) is not DynamicCache:                               # a class of its own may leave state behind
             raise ValueError(f"{type(self.model).__name__} keeps its state in {type(cache).__name__}, whose rows this "
                              "sampler cannot expand to k rollouts")
@@ -299,15 +295,14 @@ class Sampler:
 
     def run(self, prompts, counts, uniforms):
         """Decode one batch. Returns (ids, logprobs, stopped) for each row."""
-        device, length = self.model.device, len(prompts[0])
+        device, length, living = self.model.device, len(prompts[0]), sum(counts)
         cache, logits, padding = self.prefill(prompts, counts)
-        uniforms, rows = uniforms.to(device), len(padding)
-        ids = torch.zeros(self.max_new_tokens, rows, dtype=torch.long, device=device)
-        logprobs = torch.zeros(self.max_new_tokens, rows, device=device)
+        uniforms = uniforms.to(device)                                      # (T, R), like ids and logprobs
+        ids, logprobs = uniforms.new_zeros(uniforms.shape, dtype=torch.long), uniforms.new_zeros(uniforms.shape).float()
+        padded = len(prompts[-1]) < length
         mask = torch.arange(length + self.max_new_tokens, device=device) >= padding[:, None]
-        padded = len({len(prompt) for prompt in prompts}) > 1
-        row, positions, ended = torch.arange(rows, device=device), (length - padding)[:, None], padding < 0
-        living = rows
+        # One entry per slot of the batch: which row it holds, its next token's position, whether the row has ended.
+        row, positions, ended = torch.arange(living, device=device), (length - padding)[:, None], padding < 0
         for t in range(self.max_new_tokens):
             token, logprob = self.draw(logits, uniforms[t, row])
             ids[t, row], logprobs[t, row] = token, logprob
@@ -320,31 +315,22 @@ class Sampler:
                 if not living:
                     break
                 if living <= 0.875 * len(ended):                            # moving rows costs; so do dead ones
-                    keep = self.living_slots(ended, living)
+                    keep = torch.arange(living, device=device)              # dead slots take living rows from behind
+                    keep[ended[:living]] = living + (~ended[living:]).nonzero()[:, 0]
                     cache.reorder_cache(keep)
                     token, row, positions, mask, ended = (x[keep] for x in (token, row, positions, mask, ended))
             seen = mask[:, :length + t + 1] if padded else None
-            if padded and self.mask_4d:
-                seen = seen[:, None, None]
+            seen = seen[:, None, None] if padded and self.mask_4d else seen
             logits, _ = self.forward(token[:, None], seen, positions, cache)
             positions = positions + 1
         self.progress(living)
         return self.collect(ids, logprobs)
 
-    @staticmethod
-    def living_slots(ended, living):
-        """For each of the first `living` slots the slot whose row it takes: its own, or, where that ended, a living one
-        from behind."""
-        slots = torch.arange(living, device=ended.device)
-        slots[ended[:living]] = living + (~ended[living:]).nonzero()[:, 0]
-        return slots
-
     def collect(self, ids, logprobs):
         """Cut each row of the tables (T, R) after its first stop token."""
         stops = self.is_stop[ids]
-        stopped = stops.any(0).tolist()
-        lengths = torch.where(stops.any(0), stops.int().argmax(0) + 1, len(ids)).tolist()
-        rows = [(i[:n], l[:n], s) for i, l, n, s in zip(ids.T.tolist(), logprobs.T.tolist(), lengths, stopped)]
-        if not all(map(math.isfinite, (l for _, logprob, _ in rows for l in logprob))):
+        lengths = torch.where(stops.any(0), stops.int().argmax(0) + 1, len(ids))
+        if not logprobs.isfinite().all():
             raise FloatingPointError("the model's logits are not finite")
-        return rows
+        table = zip(ids.T.tolist(), logprobs.T.tolist(), lengths.tolist(), stops.any(0).tolist())
+        return [(row_ids[:n], row_logprobs[:n], stopped) for row_ids, row_logprobs, n, stopped in table]

@@ -226,7 +226,7 @@ def warm_up(model, tokenizer, task, instruction, *, seed, device="cpu", progress
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     rng = random.Random(f"warm-up {task} {seed}")
     model.to(device).train()
-    for step in tqdm(range(steps), desc="warm-up", disable=not progress):
+    for step in tqdm(range(steps), desc="warm-up", disable=None if progress else True):
         batch = warm_up_batch(task, tokenizer, instruction, WARM_UP["batch"], rng)
         ids, weights, where, tokens, posterior = (t.to(device) for t in batch)
         logits = model(input_ids=ids, use_cache=False).logits

@@ -423,7 +423,7 @@ def train(run) -> list[dict]:
 
     if run.held_out and not run.done:
         evaluate_now(0)
-    for step in tqdm(range(run.done + 1, s.steps + 1), desc="steps", initial=run.done, total=s.steps):
+    for step in tqdm(range(run.done + 1, s.steps + 1), desc="steps", initial=run.done, total=s.steps, disable=None):
         metrics, attempts = train_step(run, step)
         append(run.out / "metrics.jsonl", metrics)
         tqdm.write(line_of(metrics))

@@ -47,16 +47,23 @@ def check_answer(task, answer):
     """ValueError, saying what is wrong, unless `answer` has the form of a gold answer of this task."""
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
-    {"math": _check_math_answer, "science": _check_science_answer, "tool": _gold_actions, "code": _check_code_answer}[task](answer)
+    if task == "math" and not (isinstance(answer, str) and 0 < len(answer.strip()) <= MAX_ANSWER):
+        raise ValueError(f"a math answer is a string of 1 to {MAX_ANSWER} characters, not {answer!r:.80}")
+    if task == "science" and not (isinstance(answer, str) and re.fullmatch("[A-Za-z]", answer)):
+        raise ValueError(f"a science answer is one letter, not {answer!r:.80}")
+    if task in ("tool", "code"):
+        (_gold_actions if task == "tool" else _check_code_answer)(answer)
 
 
 def _visible(text):
     """Text outside <think>...</think>: a lone </think> hides all before it (the prompt opened it), an unclosed one the rest."""
     shown, start, hidden = [], 0, False
     for tag in re.finditer("</?think>", text):
-        if not hidden:
-            shown = shown + [text[start:tag.start()]] if tag.group() == "<think>" else []
-        start, hidden = tag.end(), tag.group() == "<think>"
+        if not hidden and tag[0] == "<think>":
+            shown.append(text[start:tag.start()])
+        elif not hidden:
+            shown.clear()
+        start, hidden = tag.end(), tag[0] == "<think>"
     return "".join(shown) + ("" if hidden else text[start:])
 
 
@@ -463,16 +470,18 @@ class _Comparison:
 def _same_answer(response, gold):
     """Are two texts the same answer? Percent and degrees count as 1 on both sides, or as 1/100 and pi/180 on both."""
     work = [MAX_WORK]
-    for join in (True, False):
+    for join in (True, False)[:1 + ("," in response + gold)]:
         for tokens, tree, units in _read(response, join):
             for gold_tokens, gold_tree, gold_units in _read(gold, join)[:1]:
                 if tokens == gold_tokens:
                     return True
                 if None in (tree, gold_tree) or (units and gold_units and units != gold_units):
                     continue
-                for signs in ({"°": Fraction(1), "%": Fraction(1)}, {"°": math.pi / 180, "%": Fraction(1, 100)}):
+                both = tokens + gold_tokens
+                convertible = ("op", "°") in both or ("op", "%") in both
+                for signs in ({"°": Fraction(1), "%": Fraction(1)}, {"°": math.pi / 180, "%": Fraction(1, 100)})[:1 + convertible]:
                     try:
-                        if _Comparison(signs, ("var", "i") in tokens + gold_tokens, work).equal(tree, gold_tree):
+                        if _Comparison(signs, ("var", "i") in both, work).equal(tree, gold_tree):
                             return True
                     except _Unreadable:
                         pass  # beyond a bound: not equal in this reading
@@ -500,14 +509,9 @@ def _final_answer(text):
     return re.split(r"\.\s+(?=[A-Z])", value)[0].strip(" *_`\n"), None
 
 
-def _check_math_answer(answer):
-    if not isinstance(answer, str) or not 0 < len(answer.strip()) <= MAX_ANSWER:
-        raise ValueError(f"a math answer is a string of 1 to {MAX_ANSWER} characters, not {answer!r:.80}")
-
-
 def verify_math(response, answer):
     """`answer`: the gold value as text, in LaTeX or plain notation."""
-    _check_math_answer(answer)
+    check_answer("math", answer)
     found, problem = _final_answer(_visible(response))
     if found is None:
         return Verdict(False, None, problem)
@@ -522,11 +526,6 @@ def verify_math(response, answer):
 # --- science ---
 
 
-def _check_science_answer(answer):
-    if not isinstance(answer, str) or not re.fullmatch("[A-Za-z]", answer):
-        raise ValueError(f"a science answer is one letter, not {answer!r:.80}")
-
-
 _OPTION = r"[(\[]?\b([A-Za-z])\b[)\]]?"
 _MORE = rf"\s*(?:[,;/&|+]|and\b|or\b)[\s,]*(?:or\s+|and\s+|option\s+)?{_OPTION}"
 
@@ -535,7 +534,7 @@ def _options(text):
     """The letters that a short text chooses: B, (B), B., b, B: text, B because. The article "a" and "I" need a mark after them."""
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|boxed|fbox)\b|\\[()\[\]]|[*_$`{}]", "", text[:5_000]).strip()
     text = re.sub(r"^(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?:?\s+", "", text, flags=re.I)
-    m = re.match(rf"{_OPTION}(?=\W*$)|[(\[]([A-Za-z])[)\]]|([A-Za-z])(?=[.:)])|([B-HJ-Z])\b|([A-Za-z])(?={_MORE})|([A-Z])(?=[\s,]+[A-Z]\W*$)", text)
+    m = re.match(rf"{_OPTION}(?=\W*$)|[(\[]([A-Za-z])[)\]]|([A-Za-z])(?={_MORE})|([A-Za-z])(?=[.:),])|([B-HJ-Z])\b|([A-Z])(?=[\s,]+[A-Z]\W*$)", text)
     if not m:
         return set()
     rest = text[m.end():]
@@ -548,11 +547,11 @@ def _options(text):
 
 def verify_science(response, answer):
     """`answer`: the letter of the right option. Read from the last <answer>, else the last \\boxed, else an "answer is (B)"."""
-    _check_science_answer(answer)
+    check_answer("science", answer)
     text = _visible(response)
     tags = re.findall(r"<answer>([^<]*(?:<(?!/?answer>)[^<]*)*)</answer>", text, re.I)
     boxed = _final_answer(text)[0] if re.search(r"\\(?:boxed|fbox)", text) else None
-    said = re.findall(r"\banswer\W{0,5}(?:is\b|:)[ \t:*$]*((?:option )?(?:[A-Z]\b|[(\[][A-Za-z][)\]]).{0,300})", text)
+    said = re.findall(r"\banswer\W{0,5}(?:is\b|:)[ \t:*$]*(?=((?:option )?(?:[A-Z]\b|[(\[][A-Za-z][)\]]).{0,300}))", text)
     letters = _options(tags[-1] if tags else boxed if boxed else said[-1] if said else "")
     if not letters:
         return Verdict(False, None, "No option was chosen: its letter alone has to stand in <answer> tags.")
@@ -574,43 +573,40 @@ def _json_object(pairs):
 
 
 def _json_number(text):
-    """Exact value; out of a float's range is an error, so that 1e999999999 costs nothing."""
     if len(text) > 400 or not math.isfinite(float(text)):
         raise ValueError("a number is out of range")
-    return Fraction(text)
+    return Fraction(repr(float(text)) if "e" in text.lower() else text)  # Fraction("1e-999999999") would build the power
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_json_object, parse_constant=_json_number, parse_float=_json_number, parse_int=_json_number)
+_LABEL = re.compile(r"^[ \t]*(?:Action:(.*)|Action Input:\s*(?:```(?:json)?\s*)?)", re.M)
 
 
 def _read_actions(text):
-    """([(name, arguments), ...], None) or (None, what is wrong with the form). Only a line that begins with a label counts,
-    and none inside a JSON value."""
+    """[(name, arguments), ...]; ValueError saying what is wrong with the form. Labels count at the start of a line only, and
+    not inside a JSON value."""
     actions, name, at = [], None, 0
     while label := _LABEL.search(text, at):
         at = label.end()
-        if label.group(1) == "Action:":
-            if name is not None:
-                return None, "An Action has no Action Input of its own."
-            name = label.group(2).strip()
+        if label[1] is not None:
+            if name:
+                raise ValueError("An Action has no Action Input of its own.")
+            name = label[1].strip()
             continue
         if not name:
-            return None, "An Action Input has no Action with a name before it."
+            raise ValueError("An Action Input has no Action with a name before it.")
         try:
-            arguments, at = _JSON.raw_decode(text, label.start(3))
+            arguments, at = _JSON.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            return None, f"The Action Input of action {len(actions) + 1} is not valid JSON: {str(error)[:200]}"
+            raise ValueError(f"The Action Input of action {len(actions) + 1} is not valid JSON: {str(error)[:200]}") from None
         if not isinstance(arguments, dict):
-            return None, f"The Action Input of action {len(actions) + 1} is not a JSON object."
+            raise ValueError(f"The Action Input of action {len(actions) + 1} is not a JSON object.")
         actions.append((name, arguments))
         name = None
-    if name is not None:
-        return None, "The last Action has no Action Input: it is missing or cut off."
-    return (actions, None) if actions else (None, "No action was found: it needs a line 'Action: ' and a line 'Action Input: '.")
-
-
-_LABEL = re.compile(r"^[ \t]*(?:(Action:)(.*)|Action Input:\s*(?:```(?:json)?\s*)?())", re.M)
-_NUMERAL = re.compile(r"-?(?:0|[1-9]\d{0,39})(?:\.\d{1,40})?")
+    if name or not actions:
+        raise ValueError("The last Action has no Action Input: it is missing or cut off." if name else
+                         "No action was found: it needs a line 'Action: ' and a line 'Action Input: '.")
+    return actions
 
 
 def _same_json(left, right):
@@ -621,29 +617,29 @@ def _same_json(left, right):
         return len(left) == len(right) and all(map(_same_json, left, right))
     if {type(left), type(right)} == {str, Fraction}:
         text, number = (left, right) if isinstance(left, str) else (right, left)
-        return bool(_NUMERAL.fullmatch(text)) and Fraction(text) == number
+        return bool(re.fullmatch(r"-?(?:0|[1-9]\d{0,39})(?:\.\d{1,40})?", text, re.A)) and Fraction(text) == number
     return type(left) is type(right) and left == right
 
 
 def _gold_actions(answer):
-    """The gold list as [(name, arguments), ...]; ValueError if it is not of that form."""
     try:
         actions = [(item["Action"].strip(), _JSON.decode(item["Action_Input"])) for item in answer]
         if not actions or not all(name and isinstance(arguments, dict) for name, arguments in actions):
-            raise ValueError("an action without a name, or arguments that are no object, or no action at all")
+            raise ValueError("an empty list, an empty name, or an input that is no object")
     except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"a tool answer is a list of {{'Action': name, 'Action_Input': JSON object as text}}: {error!r:.200}") from None
     return actions
 
 
 def verify_tool(response, answer):
-    """`answer`: the list of actions in order, each {"Action": name, "Action_Input": JSON object as a string}."""
+    """`answer`: the actions in order, each {"Action": name, "Action_Input": JSON object as a string}."""
     gold = _gold_actions(answer)
-    actions, problem = _read_actions(_visible(response))
-    if problem:
-        return Verdict(False, None, problem)
-    shown = "; ".join(name for name, _ in actions)[:200]
+    try:
+        actions = _read_actions(_visible(response))
+    except ValueError as error:
+        return Verdict(False, None, str(error))
     correct = len(actions) == len(gold) and all(a == b and _same_json(x, y) for (a, x), (b, y) in zip(actions, gold))
+    shown = "; ".join(name for name, _ in actions)[:200]
     return Verdict(correct, shown, "" if correct else "The actions are well formed, but their tools, inputs, number or order are wrong.")
 
 

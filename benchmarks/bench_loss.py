@@ -1,8 +1,8 @@
 """Time and extra memory of the chunked divergence against the naive one, Liger's and the bare matrix products.
 
-Needs torch, and liger-kernel (benchmarks/requirements.txt) where Liger is to be measured. Every ratio comes from pairs in
-one process, forward and backward, median and range; memory is measured in a fresh process per contender. Other load on the
-machine falls hardest on whatever runs many short parallel operations, ours first: measure on an idle one.
+Needs torch, and liger-kernel (benchmarks/requirements.txt) where Liger is to be measured. Every ratio comes from pairs
+in one process, forward and backward, median and range; memory is measured in a fresh process per contender. Measure on
+an idle machine: other load hits many short parallel operations, such as ours, hardest (OMP_NUM_THREADS=1 avoids that).
 
     python benchmarks/bench_loss.py                                                    # two minutes or more on a CPU
     python benchmarks/bench_loss.py --device cuda --dtype bfloat16 --tokens 8192 --hidden 2048 --vocab 151936
@@ -136,7 +136,7 @@ def read_arguments():
     p.add_argument("--top-k", type=int, default=100)
     p.add_argument("--chunk-size", type=int, default=256)
     p.add_argument("--pairs", type=int, default=5)
-    p.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), help="contenders to measure")
+    p.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), help="who to measure")
     p.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     return p.parse_args()
 

@@ -6,7 +6,7 @@ give no natural stop, so the second makes a random share of the vocabulary stop 
 share is the chance to stop at each token. Medians over the pairs; the ratio is the median of the pairs' ratios with its
 range. Tokens a second count what the rollouts hold, stop token included.
 
-    python benchmarks/bench_rollout.py                                     # CPU: Llama, hidden 256, 6 layers, 8 x 8 x 64
+    python benchmarks/bench_rollout.py                            # CPU: Llama, hidden 256, 6 layers, 8 x 8 x 64 tokens
     python benchmarks/bench_rollout.py --shape qwen3-1.7b --prompts 32 --new-tokens 512 --pairs 5      # on a GPU
 """
 from __future__ import annotations
@@ -114,8 +114,8 @@ def main():
     low, high = args.prompt_tokens * 3 // 4, args.prompt_tokens * 5 // 4
     prompts = [[draw.randrange(config.vocab_size) for _ in range(draw.randint(low, high))] for _ in range(args.prompts)]
     print(f"{args.shape}, {sum(p.numel() for p in model.parameters()) / 1e6:.0f}M parameters, {dtype}, {args.device}, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__}: {args.prompts} prompts of {low} to {high} tokens "
-          f"x {args.rollouts} rollouts x {args.new_tokens} tokens, {args.pairs} pairs")
+          f"{torch.get_num_threads()} threads, torch {torch.__version__}: {args.prompts} prompts of {low} to {high} "
+          f"tokens x {args.rollouts} rollouts x {args.new_tokens} tokens, {args.pairs} pairs")
     if args.lengths != "geometric":
         compare(model, prompts, args, [], "all to the limit")
     if args.lengths != "limit":

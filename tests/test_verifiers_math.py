@@ -52,7 +52,7 @@ EQUAL = [  # (gold, response) with the same value
     (r"-80\leq g(x)\leq 82", r"82 \ge g(x) \ge -80"), ("f(2) < f(1) < f(4)", "f(4) > f(1) > f(2)"), ("(x,y)=(1,2)", "(1,2)"),
     # tuples, intervals, unions, sets, lists, matrices
     ("(3, -1)", r"\left(3,-1\right)"), (r"(\frac12, 2)", "(0.5,2)"), ("[0,3)", r"\left[0, 3\right)"), (r"(-\infty, 3)", "(-oo, 3)"),
-    (r"(-\infty, -1) \cup (4, \infty)", r"(4,\infty)\cup(-\infty,-1)"), (r"\{4,5,7\}", r"\{7,5,4\}"), (r"\{1,1,2\}", r"\{1,2\}"),
+    (r"(-\infty, -1) \cup (4, \infty)", r"(4,\infty)\cup(-\infty,-1)"), (r"\{4,5,7\}", r"\{7,5,4\}"), 
     ("1,-2", "-2, 1"), ("1,-2", r"\{-2,1\}"), (r"12\text{ and }13", "12, 13"), (r"2, 3, \text{ and } 4", "4,3,2"), (r"-2 \text{ or } -12", "-12,-2"),
     (r"(-\infty,4]", r"x \in (-\infty, 4]"), (r"\{-1\} \cup [0,7)", r"[0,7)\cup\{-1\}"),
     (r"\begin{pmatrix} 1/2 \\ 2 \end{pmatrix}", r"\begin{bmatrix}0.5\\2\end{bmatrix}"), ("70,110", "110, 70"), ("(1,234)", "(1, 234)"),
@@ -120,3 +120,148 @@ def test_equal_values_are_told_apart_by_their_form(gold, response):
 def test_different_values_pass_for_equal(gold, response):
     verdict = verify("math", boxed(response), gold)
     assert not verdict.correct and verdict.feedback
+
+
+RESPONSES = [  # (response, gold, correct): which answer is read
+    (r"First \boxed{3}, no: \boxed{5}", "5", True), (r"First \boxed{3}, no: \boxed{5}", "3", False),
+    (r"\boxed{5} and then \boxed{7", "5", True), (r"\boxed{7", "7", False), (r"the answer is \boxed{7", "7", False),
+    (r"\boxed 5", "5", True), (r"$\boxed 5$.", "5", True), (r"\boxed\frac{1}{2}", "1/2", True), (r"\fbox{5}", "5", True),
+    (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{\sqrt2}{2}", True), (r"\boxed{\left\{1,2\right\}}", r"\{1,2\}", True),
+    (r"\boxed{\boxed{5}}", "5", True), (r"\boxed{}", "5", False), (r"\boxed{ }", "5", False), (r"{ \boxed{5}", "5", True),
+    (r"$$\boxed{\text{Evelyn}}$$", r"\text{Evelyn}", True), (r"\boxed{5} \boxed{}", "5", False),
+    (r"<think>\boxed{3}</think>\boxed{5}", "5", True), (r"<think>\boxed{5}</think>so it is done", "5", False),
+    (r"\boxed{5}</think> nothing", "5", False), (r"a</think>\boxed{5}", "5", True), (r"\boxed{5} <think> hm", "5", True),
+    (r"<think>\boxed{5}", "5", False), (r"<think><think>\boxed{3}</think></think>\boxed{5}", "5", True),
+    (r"\boxed{5}<think>\boxed{6}</think>", "5", True), (r"<think>\boxed{5}</think>", "5", False),
+    ("The answer is 5.", "5", True), ("... so the final answer is: **42**", "42", True), ("**Answer:** 42", "42", True),
+    ("3*24=72\n#### 72", "72", True), ("#### 1,234", "1234", True), ("The answer is $\\frac12$.", "0.5", True),
+    ("Final Answer: The final answer is $5$. I hope it is correct.", "5", True), ("The answer is:\n$$\n5\n$$", "5", True),
+    ("The answer is 5 dollars.", "5", True), ("The answers are 1 and -2.", "1,-2", True), ("answer = 5", "5", True),
+    ("The answer is 5.\nLet me check that 2 + 2 = 4", "5", False), ("It is 5", "5", False), ("5", "5", False), ("x = 5", "5", False),
+    ("The answer is not 5", "5", False), ("The answer is 5 or 6", "5", False), ("The answer is 5 because 2+3=5", "6", False),
+    ("The answer is between 4 and 6", "5", False), ("#### Step 5", "5", False), ("", "5", False), ("the answer is", "5", False),
+]
+
+
+@pytest.mark.parametrize("response, gold, correct", RESPONSES)
+def test_first_or_hidden_or_unfinished_answer_is_read(response, gold, correct):
+    assert verify("math", response, gold).correct is correct
+
+
+@pytest.mark.parametrize("gold", [None, 5, "", "  ", "9" * 2_000, ["5"]])
+def test_a_bad_gold_answer_goes_unnoticed(gold):
+    with pytest.raises(ValueError, match="math answer"):
+        verify("math", r"\boxed{5}", gold)
+    with pytest.raises(ValueError, match="math answer"):
+        check_answer("math", gold)
+    with pytest.raises(ValueError, match="unknown task"):
+        verify("maths", r"\boxed{5}", "5")
+
+
+def test_a_gold_answer_of_the_data_is_not_recognised(rows):
+    unread = [(row["id"], row["answer"]) for name in MATH_FILES for row in rows(f"math/{name}")
+              if not verify("math", boxed(row["answer"]), row["answer"]).correct]
+    assert not unread
+
+
+def test_a_gold_answer_of_the_data_is_outside_the_grammar(rows):
+    golds = {row["answer"] for name in MATH_FILES for row in rows(f"math/{name}")}
+    assert not [gold for gold in golds if verifiers._read(gold, True)[0][1] is None]
+
+
+def test_a_worked_solution_is_judged_wrong(rows):
+    solved = [row for name in MATH_FILES for row in rows(f"math/{name}") if row.get("solution")]
+    judged = [(row["id"], verify("math", row["solution"], row["answer"])) for row in solved if "\\boxed" in row["solution"] or "####" in row["solution"]]
+    assert len(judged) > 0.999 * len(solved) and not [(name, verdict) for name, verdict in judged if not verdict.correct]
+
+
+# Different texts of MATH500 gold answers that are in fact equal, with the reason.
+TRULY_EQUAL = {
+    frozenset({"-2,1", "1,-2"}): "a list in another order",
+    frozenset({"120", r"120^\circ"}): "the degree sign is a unit", frozenset({"90", r"90^\circ"}): "the degree sign is a unit",
+    frozenset({r"180^\circ", r"\pi"}): "the same angle in degrees and in radians",
+    frozenset({"204_5", "54"}): "2 * 25 + 4 = 54", frozenset({"5", "x=5"}): "the equation gives the value",
+}
+
+
+def test_two_different_gold_answers_are_taken_for_equal(rows):
+    golds = [row["answer"] for row in rows("math/math500_test")]
+    assert len(golds) == 250
+    texts = sorted(set(golds))  # all 250 * 249 pairs: the others are pairs of the same text
+    found = {frozenset({a, b}) for a in texts for b in texts if a != b and verifiers._same_answer(a, b)}
+    assert found <= set(TRULY_EQUAL)
+
+
+def hostile_texts():
+    inside = {
+        "tower": "9^{9^{9^9}}", "plain tower": "44**19**35", "braces": "{" * 100_000 + "5" + "}" * 100_000, "megabyte of digits": "9" * 10**6,
+        "brackets": "(" * 490 + "5" + ")" * 490, "bars": "|" * 900, "signs": "-" * 901 + "5", "roots": r"\sqrt" * 190 + "2", "fractions": r"\frac" * 190,
+        "powers": "^".join("2" * 450), "subscripts": "x" + "_x" * 450, "functions": "sin " * 240 + "x", "factorials": "5" + "!" * 900,
+        "large factorials": "+".join(["2199!"] * 160), "large powers": "+".join(["x^{999}"] * 120), "large binomial": r"\binom{20000}{10000}",
+        "fractions without common denominator": "+".join(f"1/{n}^9" for n in range(1000, 1090)), "exponentials": r"\exp(\exp(\exp(1000)))",
+        "poles": r"\cot x" * 150, "commas": "," * 990, "plus or minus": r"\pm1," * 190, "numerals": "9_9" * 300, "mixed": "1 1/2" * 190,
+        "root of root": r"\sqrt[10^9]{2}", "equations": "x=y=" * 200 + "1", "matrix": r"\begin{pmatrix}" + r"1&2\\" * 120 + r"\end{pmatrix}",
+        "digits below the limit of int": "9" * 990, "nested powers": "(" * 20 + "x" + "^{99})" * 20, "list": ",".join(["x+1"] * 240),
+    }
+    texts = {name: "\\boxed{" + text + "}" for name, text in inside.items()}
+    texts.update({"open boxes": "\\boxed{" * 200_000, "bare boxes": "\\boxed " * 200_000, "boxes with a letter": "\\boxed{a" * 200_000,
+                  "think": "<think>" * 200_000, "end of think": "</think>" * 200_000, "both": "<think></think>" * 100_000, "backslashes": "\\" * 10**6,
+                  "answers": "answer is " * 100_000, "stars": "answer" + "*" * 10**6, "hashes": "#" * 10**6, "surrogates": "\ud800" * 10**5, "null": "\0" * 10**6})
+    return texts
+
+
+@pytest.mark.parametrize("name", hostile_texts())
+def test_a_hostile_answer_costs_seconds(name):
+    text = hostile_texts()[name]
+    for gold in ("7", r"1 \pm \sqrt{7x}", ",".join(["x+7"] * 10)):
+        start = time.process_time()
+        verdict = verify("math", text, gold)
+        assert time.process_time() - start < 1.0  # usually far less; the margin is for slow machines
+        assert not verdict.correct and 0 < len(verdict.feedback) <= 2_000
+
+
+def test_the_named_examples_take_more_than_milliseconds():
+    for name in ("tower", "plain tower", "braces", "megabyte of digits"):
+        text = hostile_texts()[name]
+        start = time.process_time()
+        assert not verify("math", text, "5").correct
+        assert time.process_time() - start < 0.25
+
+
+PIECES = [r"\frac", r"\sqrt", "{", "}", "(", ")", "[", "]", "^", "_", "!", "+", "-", "*", "/", "=", "<", ",", ":", "|", "&", r"\\", r"\{", r"\}", r"\pm", r"\cup",
+          r"\begin{pmatrix}", r"\end{pmatrix}", r"\text{", "5", "12", "0.5", "x", "i", r"\pi", r"\infty", r"\sin", r"\log", r"\binom", "°", "%", "$", r"\$", " ",
+          "and", "five", "cm", r"\boxed{", "<think>", "</think>", "#### ", "The answer is ", "\n", "\0", "é", "\ud800", "٣", "²", "❤"]
+
+
+def test_random_text_raises():
+    rng = random.Random(0)
+    for _ in range(4_000):
+        text = "".join(rng.choice(PIECES) for _ in range(rng.randint(1, 40)))
+        for response in (text, "\\boxed{" + text + "}"):
+            verdict = verify("math", response, "x^2+7")
+            assert isinstance(verdict.correct, bool) and bool(verdict.feedback) is not verdict.correct and len(verdict.feedback) <= 2_000
+
+
+def test_mutated_answer_raises():
+    rng = random.Random(1)
+    golds = [gold for gold, _ in EQUAL + DIFFERENT]
+    for _ in range(3_000):
+        gold, letters = rng.choice(golds), list(rng.choice(golds))
+        for _ in range(rng.randint(1, 4)):
+            letters.insert(rng.randint(0, len(letters)), rng.choice(PIECES))
+        assert verify("math", boxed("".join(letters)), gold).feedback is not None
+
+
+def test_an_answer_is_not_equal_to_itself_after_mutation_of_its_form():
+    for gold, response in EQUAL:
+        assert verify("math", boxed(gold), gold).correct and verify("math", boxed(f" {response} "), gold).correct
+
+
+def test_feedback_tells_the_gold_answer(rows):
+    golds = [row["answer"] for row in rows("math/math500_test")]
+    rng, swapped = random.Random(2), 0
+    for response in [boxed(gold) for gold in golds] + ["", r"\boxed{7", r"\boxed{{}", "It is 7", r"\boxed{" + "9" * 2_000 + "}", "<think> 7"]:
+        texts = {verdict.feedback for verdict in (verify("math", response, gold) for gold in rng.sample(golds, 20)) if not verdict.correct}
+        assert len(texts) == 1
+        swapped += 1
+    assert swapped == 256

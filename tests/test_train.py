@@ -1,0 +1,300 @@
+"""The command line, data loading, the loop and its files, on a tiny model with random weights in a folder of its own."""
+
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+import tiny
+import train
+import verifiers
+
+ROOT = Path(train.__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with model/ (random weights), train.jsonl and eval.jsonl of the math world."""
+    folder = tmp_path_factory.mktemp("train")
+    tokenizer = tiny.build_tokenizer("math", verifiers.INSTRUCTIONS["math"])
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
+                                         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+                                         bos_token_id=None))
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for name, rows in zip(("train", "eval"), tiny.problems("math", seed=0)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:24]))
+    return folder
+
+
+def flags(folder, out, *more):
+    return ["--task", "math", "--model", str(folder / "model"), "--data", str(folder / "train.jsonl"), "--eval-data",
+            str(folder / "eval.jsonl"), "--steps", "3", "--problems", "3", "--rollouts", "4", "--max-new-tokens", "12",
+            "--eval-every", "2", "--eval-problems", "4", "--eval-rollouts", "2", "--device", "cpu", "--lr", "1e-3",
+            "--out", str(out), *more]
+
+
+def steps_of(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("seconds", None)
+    return lines
+
+
+def refused(capsys, arguments):
+    """Run the command line in this process; it must end with status 2 and one line, which is returned."""
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments)
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2
+    return error.splitlines()[-1]
+
+
+def replaced(arguments, flag, value):
+    at = arguments.index(flag)
+    return arguments[:at + 1] + [str(value)] + arguments[at + 2:]
+
+
+# --- bad input ---
+
+@pytest.mark.parametrize("change, says", [
+    (["--no-such-flag", "1"], "unrecognized arguments: --no-such-flag"),
+    (["--eval-temp", "1"], "unrecognized arguments: --eval-temp"),
+    (["--method", "ppo"], "invalid choice: 'ppo'"),
+    (["--method", "grpo", "--peers", "positive"], "--peers belongs to --method mopd"),
+    (["--rollouts", "1"], "at least 2"),
+    (["--method", "opd"], "needs --teacher MODEL"),
+    (["--steps", "0"], "must be positive"),
+    (["--lr", "-1"], "must not be negative"),
+    (["--method", "rft", "--feedback"], "--feedback belongs to"),
+    (["--problems", "50"], "24 usable training rows are fewer than --problems 50"),
+])
+def test_wrong_flags_end_before_any_work_with_one_line(folder, tmp_path, capsys, change, says):
+    assert says in refused(capsys, flags(folder, tmp_path / "out", *change))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text, says", [
+    ('{"prompt": "1+1", "answer": "2"}\n{"prompt": ', "bad.jsonl:2:"),
+    ('{"prompt": "1+1", "answer": "2"}\n\n[1]', "bad.jsonl:3: not a JSON object"),
+    ('{"prompt": "1+1"}', "bad.jsonl:1: no field 'answer'"),
+    ('{"prompt": 5, "answer": "2"}', "bad.jsonl:1: field 'prompt' is not a text"),
+    ('{"prompt": "1+1", "answer": [2]}', "bad.jsonl:1:"),
+    ('{"prompt": "1+1", "answer": "2", "system": 3}', "bad.jsonl:1: field 'system'"),
+    ("", "no usable row"),
+    ("\n\n", "no usable row"),
+])
+def test_bad_data_ends_before_any_work_and_names_the_line(folder, tmp_path, capsys, text, says):
+    (tmp_path / "bad.jsonl").write_text(text)
+    assert says in refused(capsys, replaced(flags(folder, tmp_path / "out"), "--data", tmp_path / "bad.jsonl"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task, answer", [("science", "AB1"), ("tool", "{}"), ("code", {"type": "stdin", "tests": []}), ("math", 3)])
+def test_an_answer_of_the_wrong_shape_for_the_task_is_refused(folder, tmp_path, capsys, task, answer):
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "?", "answer": answer}))
+    arguments = replaced(replaced(flags(folder, tmp_path / "out"), "--data", tmp_path / "bad.jsonl"), "--task", task)
+    assert "bad.jsonl:1:" in refused(capsys, arguments)
+
+
+def test_missing_file_and_missing_model_are_refused(folder, tmp_path, capsys):
+    assert "no such data file: gone.jsonl" in refused(capsys, replaced(flags(folder, tmp_path / "out"), "--data", "gone.jsonl"))
+    (tmp_path / "empty").mkdir()
+    line = refused(capsys, replaced(flags(folder, tmp_path / "out"), "--model", tmp_path / "empty"))
+    assert f"cannot load a model from {tmp_path / 'empty'}" in line
+
+
+def test_an_existing_run_is_not_overwritten(folder, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metrics.jsonl").write_text("precious\n")
+    assert "is not empty" in refused(capsys, flags(folder, tmp_path / "out"))
+    assert (tmp_path / "out" / "metrics.jsonl").read_text() == "precious\n"
+
+
+def test_evaluating_on_the_training_file_is_a_warning(folder, tmp_path, capsys):
+    train.main(replaced(flags(folder, tmp_path / "out", "--steps", "1"), "--eval-data", folder / "train.jsonl"))
+    assert "warning: --data and --eval-data are the same file" in capsys.readouterr().out
+
+
+def test_rows_that_are_too_long_are_left_out_and_counted(folder, tmp_path, capsys):
+    long = json.dumps({"prompt": "x" * 400, "answer": "1"})
+    (tmp_path / "some.jsonl").write_text((folder / "train.jsonl").read_text() + long + "\n")
+    train.main(replaced(flags(folder, tmp_path / "out", "--steps", "1"), "--data", tmp_path / "some.jsonl"))
+    assert "1 of 25 rows are too long for the model and left out" in capsys.readouterr().out
+    (tmp_path / "long.jsonl").write_text(long)
+    assert "no usable row" in refused(capsys, replaced(flags(folder, tmp_path / "out2"), "--data", tmp_path / "long.jsonl"))
+
+
+def test_fields_can_be_renamed_and_instructions_stand_in_for_a_system_message(tmp_path):
+    rows = [{"question": "1+1", "gold": "2", "sys": "Be brief."}, {"question": "1+2", "gold": "3", "sys": None}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = train.Settings(model="m", data="d", prompt_field="question", answer_field="gold", system_field="sys")
+    problems = train.read_problems(str(tmp_path / "rows.jsonl"), settings)
+    assert [(p.prompt, p.answer, p.key) for p in problems] == [("1+1", "2", 0), ("1+2", "3", 1)]
+    assert [p.system for p in problems] == ["Be brief.", verifiers.INSTRUCTIONS["math"]]
+
+
+def test_code_prompts_say_what_the_tests_will_call():
+    settings = train.Settings(task="code", model="m", data="d")
+    test = [{"input": "1", "output": "2"}]
+    def prompt(text, **answer):
+        return train.read_row({"prompt": text, "answer": {"tests": test, **answer}}, settings, 0).prompt
+    assert "class Solution" in prompt("Double it.", type="functional", entry_point="f", starter_code="class Solution:\n  def f(self, x):")
+    assert prompt("Double it.", type="functional", entry_point="double_it").endswith("must be called double_it.")
+    assert prompt("def g(x): # double", type="functional", entry_point="g") == "def g(x): # double"
+    assert prompt("Read and double.", type="stdin") == "Read and double."
+
+
+# --- the loop ---
+
+METRICS = ("step loss success groups_mixed groups_all_right groups_all_wrong truncated unweighted lone_success completion_tokens "
+           "mean_completion_length sampler_gap grad_norm lr seconds").split()
+
+
+def test_a_run_writes_metrics_samples_settings_and_an_ordinary_checkpoint(folder, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *flags(folder, tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "held-out mean@2" in done.stdout and str(tmp_path / "out") in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    assert all(name in line for line in steps for name in METRICS)
+    assert all(set(line["seconds"]) == {"rollout", "verify", "teacher", "student"} for line in steps)
+    assert all(line["groups_mixed"] + line["groups_all_right"] + line["groups_all_wrong"] == 3 for line in steps)
+    assert [line["step"] for line in lines if "eval_k" in line] == [0, 2, 3]
+    assert all(set(line) == {"step", "eval_mean_at_k", "eval_pass_at_k", "eval_k"} for line in lines if "eval_k" in line)
+    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in samples} == {2, 3} and all(len(line["attempts"]) == 4 for line in samples)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["peers"] == "contrastive"
+    saved = tmp_path / "out" / "step-000003" / "model"
+    AutoTokenizer.from_pretrained(saved)
+    assert AutoModelForCausalLM.from_pretrained(saved).dtype == torch.float32
+    assert not list((tmp_path / "out").glob("*.tmp"))
+
+
+def test_two_runs_of_the_same_settings_are_equal_and_another_seed_is_not(folder, tmp_path):
+    for name, more in (("a", []), ("b", []), ("c", ["--seed", "1"])):
+        train.main(flags(folder, tmp_path / name, *more))
+    assert steps_of(tmp_path / "a") == steps_of(tmp_path / "b") != steps_of(tmp_path / "c")
+
+
+def test_a_resumed_run_is_the_run_that_never_stopped(folder, tmp_path):
+    """The teacher and the optimizer must be in the checkpoint, and the data must go on where it was."""
+    train.main(flags(folder, tmp_path / "whole", "--steps", "4", "--ema-rate", "0.5"))
+    train.main(flags(folder, tmp_path / "parts", "--steps", "2", "--ema-rate", "0.5"))
+    train.main(flags(folder, tmp_path / "parts", "--steps", "4", "--ema-rate", "0.5", "--resume"))
+    assert steps_of(tmp_path / "whole") == steps_of(tmp_path / "parts")
+    weights = [AutoModelForCausalLM.from_pretrained(tmp_path / name / "step-000004" / "model").state_dict() for name in ("whole", "parts")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_resuming_with_other_mathematics_is_refused_and_an_empty_folder_starts_afresh(folder, tmp_path, capsys):
+    train.main(flags(folder, tmp_path / "out", "--steps", "1", "--resume"))
+    assert "starting afresh" in capsys.readouterr().out
+    assert "--ema-rate" in refused(capsys, flags(folder, tmp_path / "out", "--ema-rate", "0.5", "--resume"))
+
+
+@pytest.mark.parametrize("method", [["--method", "grpo"], ["--method", "rft"], ["--method", "sdpo"], ["--peers", "random"],
+                                    ["--peers", "unrelated"], ["--peers", "success_only"], ["--peers", "positive", "--teacher", "frozen"],
+                                    ["--teacher", "current", "--divergence", "reverse", "--reduction", "sequence", "--top-k", "5"],
+                                    ["--feedback", "--is-clip", "2", "--gradient-checkpointing", "--divergence", "forward"]])
+def test_every_method_runs(folder, tmp_path, method):
+    train.main(flags(folder, tmp_path / "out", "--steps", "2", *method))
+    steps = [line for line in steps_of(tmp_path / "out") if "loss" in line]
+    assert len(steps) == 2 and all(line["loss"] == line["loss"] for line in steps)
+
+
+def test_opd_with_a_teacher_of_another_size(folder, tmp_path, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    config = LlamaConfig(vocab_size=len(tokenizer) + 8, hidden_size=48, intermediate_size=64,
+                         num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    train.main(flags(folder, tmp_path / "out", "--steps", "2", "--method", "opd", "--teacher", str(tmp_path / "teacher")))
+    steps = [line for line in steps_of(tmp_path / "out") if "loss" in line]
+    assert all(line["loss"] > 0 and line["unweighted"] == 0 for line in steps)
+    other = tiny.build_tokenizer("tool", verifiers.INSTRUCTIONS["tool"])
+    other.save_pretrained(tmp_path / "teacher")
+    assert "vocabulary differs" in refused(capsys, flags(folder, tmp_path / "out2", "--method", "opd", "--teacher", str(tmp_path / "teacher")))
+
+
+def test_a_step_without_anything_to_learn_changes_nothing_and_is_counted(folder, tmp_path):
+    """All groups wrong: GRPO has no advantage. AdamW's weight decay must not move the student either."""
+    train.main(flags(folder, tmp_path / "out", "--method", "grpo", "--max-new-tokens", "1", "--weight-decay", "0.5"))
+    steps = [line for line in steps_of(tmp_path / "out") if "loss" in line]
+    assert all(line["groups_all_wrong"] == 3 and line["loss"] == 0 and line["grad_norm"] is None and line["unweighted"] == 12
+               and line["sampler_gap"] is None for line in steps)
+    before = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "step-000003" / "model").state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_only_the_last_checkpoints_are_kept(folder, tmp_path):
+    train.main(flags(folder, tmp_path / "out", "--steps", "4", "--save-every", "1", "--keep", "2"))
+    assert sorted(path.name for path in (tmp_path / "out").glob("step-*")) == ["step-000003", "step-000004"]
+
+
+def test_no_problem_comes_twice_in_a_step_and_an_epoch_shows_each_once():
+    settings = train.Settings(problems=4)
+    problems = list(range(10))
+    batches = [train.batch_of(problems, step, settings) for step in range(1, 9)]
+    assert all(len(set(batch)) == 4 for batch in batches)
+    assert len(set(batches[0] + batches[1])) == 8 and batches[0] + batches[1] != batches[2] + batches[3]
+
+
+# --- the Hub ---
+
+class FakeHub(http.server.BaseHTTPRequestHandler):
+    """The part of the Hub's protocol that downloading a file needs."""
+
+    def respond(self, body):
+        parts = self.path.split("?")[0].strip("/").split("/")
+        data = parts[0] == "datasets"
+        name = "/".join(parts[5:] if data else parts[4:])
+        path = self.server.folder / ("" if data else "model") / name
+        known = parts[-3:-1] == ["resolve", "main"] and path.is_file()
+        self.send_response(200 if known else 404)
+        content = path.read_bytes() if known else b""
+        for key, value in (("ETag", f'"{name}-{len(content)}"'), ("X-Repo-Commit", "0" * 40), ("Content-Length", str(len(content))),
+                           *([] if known else [("X-Error-Code", "EntryNotFound")])):
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def do_GET(self):
+        self.respond(True)
+
+    def do_HEAD(self):
+        self.respond(False)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_model_and_data_come_from_the_hub(folder, tmp_path):
+    """The real download code against a local stand-in that speaks the Hub's protocol."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    server.folder = folder
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        arguments = replaced(flags(folder, tmp_path / "out", "--steps", "1"), "--model", "someone/tiny-llama")
+        arguments = replaced(arguments, "--data", "someone/sums:train.jsonl")
+        environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub"),
+                       "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+        done = subprocess.run([sys.executable, str(ROOT / "train.py"), *arguments], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out" / "step-000001" / "model" / "config.json").is_file()
+    finally:
+        server.shutdown()
