@@ -39,7 +39,7 @@ CHAT = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% e
 END = "<|end|>"
 SMALL = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4)
 WARM_UP = dict(steps=900, batch=48, lr=3e-3)
-PROMPT_WEIGHT = 0.1
+PEER_WEIGHT = 0.3
 
 
 # --- the worlds: names of the rules, problem, completion, answer ---
@@ -80,7 +80,7 @@ def problem(task, word, values) -> str:
     if task == "code":
         return f"Write a Python function solve(x) that returns x {word} {values[0]}."
     if task == "science":
-        return f"What is {word} made of?" + "".join(f"\n{chr(65 + n)}: {name}" for n, name in enumerate(values))
+        return f"What is {word} made of?" + "".join(f"\n{name}: {chr(65 + n)}" for n, name in enumerate(values))
     return f"Use the right tool to {word} item {values[0]}."
 
 
@@ -91,7 +91,8 @@ def completion(task, word, rule, values) -> str:
     if task == "code":
         return f"{word} means this.\n```python\ndef solve(x):\n    return {rule.format(c=values[0])}\n```"
     if task == "science":
-        return f"<reasoning>\n{word} is made of {rule}.\n</reasoning>\n<answer>\n{chr(65 + values.index(rule))}\n</answer>"
+        letter = chr(65 + values.index(rule))
+        return f"<reasoning>\n{word} is made of\n{rule}: {letter}\n</reasoning>\n<answer>\n{letter}\n</answer>"
     return f"Thought: to {word} is to {rule}.\nAction: {rule}\nAction Input: {{\"item\": {values[0]}}}"
 
 
@@ -118,7 +119,7 @@ def answer(task, rule, values):
 
 def probes(c) -> tuple[int, ...]:
     """Inputs on which the ten rules of the code world all differ."""
-    return c + 3, 2 * c + 1, c - 1
+    return c + 3, 2 * c + 1, c + 1
 
 
 def secret_table(task, seed) -> dict[str, str]:
@@ -148,17 +149,17 @@ def build_tokenizer(task, instruction) -> PreTrainedTokenizerFast:
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
     fixed = [peer_context.SUCCESS, peer_context.ANOTHER_SUCCESS, peer_context.FAILURE, peer_context.FEEDBACK,
              peer_context.INSTRUCTION, instruction]
-    words, names = list(WORDS), list(RULES[task])
+    names, values = list(RULES[task]), operands(task)[0][0]
     if task == "code":
         names = [part for name in names for part in name.split("{c}") if part]
-    # what stands around the variable parts of a problem and of its completions
-    values = operands(task)[0][0]
-    for text in [problem(task, WORDS[0], values)] + [completion(task, WORDS[0], rule, values) for rule in RULES[task]]:
-        variable = [WORDS[0], *names, *(str(v) for v in values), r"\d+", r"\b[A-J]\b(?=\n)", r"(?<=\n)[A-J]: "]
-        fixed += re.split("|".join(v if "\\" in v or "(?" in v else re.escape(v) for v in variable), text)
-    numbers = [str(n) for n in range(200)]
-    letters = [part for n in range(10) for part in (chr(65 + n), f"{chr(65 + n)}: ")] if task == "science" else []
-    tokens = sorted({t for t in fixed + words + names + numbers + letters if len(t) > 1 or t.isalnum()})
+    if task == "science":
+        names = [f"\n{name}" for name in names]
+    letters = [part for n in range(10) for part in (f": {chr(65 + n)}", chr(65 + n))] if task == "science" else []
+    variable = [*WORDS, *names, *letters, *(str(n) for n in range(200))]
+    cuts = re.compile("|".join(map(re.escape, sorted(variable, key=len, reverse=True))))
+    for text in [problem(task, WORDS[0], values), *(completion(task, WORDS[0], rule, values) for rule in RULES[task])]:
+        fixed += cuts.split(text)                  # what stands between the variable parts
+    tokens = sorted({token for token in fixed + variable if len(token) > 1 or token.isalnum()})
     core.add_tokens([AddedToken(t, normalized=False, special=False) for t in tokens])
     core.add_special_tokens([AddedToken(t, special=True) for t in (END, "<|system|>", "<|user|>", "<|assistant|>")])
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END, chat_template=CHAT,
@@ -167,8 +168,8 @@ def build_tokenizer(task, instruction) -> PreTrainedTokenizerFast:
 
 # --- the warm-up ---
 
-def warm_up_example(task, rng) -> tuple[str, list[str], list[bool]]:
-    """One example: (user turn, the completion of every rule, which rules the peers leave possible).
+def warm_up_example(task, rng) -> tuple[str, str, list[str], list[bool]]:
+    """One example: (problem, user turn, the completion of every rule, which rules the peers leave possible).
 
     Word, operands and true meaning are random; up to two successes and two failures, now and then about another word
     (then they say nothing about this one).
@@ -181,36 +182,38 @@ def warm_up_example(task, rng) -> tuple[str, list[str], list[bool]]:
     successes, failures = rng.choices(right, k=n_success), rng.choices(wrong, k=n_failure)
     subject = rng.choice(WORDS) if rng.random() < 0.1 else word
     shown = [[completion(task, subject, rule, values) for rule in rules] for rules in (successes, failures)]
-    user = peer_context.teacher_prompt(problem(task, word, values), successes=shown[0], failures=shown[1])
+    text = problem(task, word, values)
+    user = peer_context.teacher_prompt(text, successes=shown[0], failures=shown[1])
     ruled_out = {seen[rule] for rule in failures}
     possible = [subject != word or (rule in right if successes else seen[rule] not in ruled_out) for rule in seen]
-    return user, [completion(task, word, rule, values) for rule in seen], possible
+    return text, user, [completion(task, word, rule, values) for rule in seen], possible
 
 
 def warm_up_batch(task, tokenizer, instruction, size, rng) -> tuple[torch.Tensor, ...]:
     """(ids (B, L), weights of the plain targets (B, L - 1), position of the rule (B,), its tokens (B, 10), posterior (B, 10)).
 
     The completion names a rule drawn at random, so that the student stays consistent after any start; where the
-    completions of the ten rules part, the target is the posterior instead of the token that stands there. The prompt is
-    predicted too, at PROMPT_WEIGHT: the peers in it are more examples of how an answer follows from a rule.
+    completions of the ten rules part, the target is the posterior instead of the token that stands there. The peers are
+    predicted too, at PEER_WEIGHT: they are more examples of how an answer follows from a rule.
     """
     examples = [warm_up_example(task, rng) for _ in range(size)]
     users = [tokenizer.apply_chat_template([{"role": "system", "content": instruction}, {"role": "user", "content": user}],
-                                           tokenize=False, add_generation_prompt=True) for user, _, _ in examples]
+                                           tokenize=False, add_generation_prompt=True) for _, user, _, _ in examples]
     prompts = tokenizer(users, add_special_tokens=False)["input_ids"]
-    rows = []
-    for prompt, (_, completions, possible) in zip(prompts, examples):
+    rows, user_token = [], tokenizer.convert_tokens_to_ids("<|user|>")
+    for prompt, (text, _, completions, possible) in zip(prompts, examples):
         ways = [encode_cached(tokenizer, text) for text in completions]
         parting = next(n for n in range(len(ways[0])) if len({way[n] for way in ways}) > 1)
-        rows.append((prompt, rng.choice(ways), parting, [way[parting] for way in ways], possible))
-    length = max(len(prompt) + len(way) for prompt, way, *_ in rows)
+        read = prompt.index(user_token) + len(encode_cached(tokenizer, text))       # its last token is the end of turn: left out
+        rows.append((prompt, read, rng.choice(ways), parting, [way[parting] for way in ways], possible))
+    length = max(len(prompt) + len(way) for prompt, _, way, *_ in rows)
     ids, weights = torch.full((size, length), tokenizer.pad_token_id), torch.zeros(size, length - 1)
-    for n, (prompt, way, parting, _, _) in enumerate(rows):
+    for n, (prompt, read, way, parting, _, _) in enumerate(rows):
         start, end = len(prompt) - 1, len(prompt) - 1 + len(way)          # shifted: position t predicts token t + 1
         ids[n, :end + 1] = torch.tensor(prompt + way)
-        weights[n, :start], weights[n, start:end] = PROMPT_WEIGHT, 1.0
+        weights[n, read - 1:start], weights[n, start:end] = PEER_WEIGHT, 1.0
         weights[n, start + parting] = 0.0
-    where = torch.tensor([len(prompt) - 1 + parting for prompt, _, parting, _, _ in rows])
+    where = torch.tensor([len(prompt) - 1 + parting for prompt, _, _, parting, _, _ in rows])
     posterior = torch.tensor([[float(p) for p in possible] for *_, possible in rows])
     return ids, weights, where, torch.tensor([tokens for *_, tokens, _ in rows]), posterior / posterior.sum(1, keepdim=True)
 

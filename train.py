@@ -163,7 +163,7 @@ def find_file(spec) -> Path:
 def read_problems(spec, settings) -> list[mopd.Problem]:
     """The rows of a JSON Lines file as problems. A bad row raises ValueError with file and line number."""
     path, problems = find_file(spec), []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):        # splitlines() would also split at U+2028
         if not line.strip():
             continue
         try:
@@ -256,7 +256,11 @@ def prepare(settings) -> Run:
         raise ValueError(f"{len(train)} usable training rows are fewer than --problems {s.problems}")
     if s.teaches and s.teacher not in COPIES:
         external = load_model(s.teacher)
-    if s.gradient_checkpointing:
+    if s.gradient_checkpointing:                                 # transformers recomputes in train mode only
+        dropout = [name for name, value in student.config.to_dict().items()
+                   if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float) and value > 0]
+        if dropout:
+            raise ValueError(f"--gradient-checkpointing with {dropout[0]} > 0 in the model's config would train under dropout: set it to 0")
         student.gradient_checkpointing_enable()
     teacher = mopd.make_teacher(s.teacher if s.teaches else "current", student.to(s.device), tokenizer, *external)
     teacher.model.to(s.device)
@@ -319,8 +323,8 @@ def restore(run):
         run.teacher.model.load_state_dict(state["teacher"])
     run.optimizer.load_state_dict(state["optimizer"])
     for path in run.out.glob("*.jsonl"):
-        lines = [line for line in path.read_text("utf-8").splitlines(keepends=True) if json.loads(line)["step"] <= state["step"]]
-        path.write_text("".join(lines), "utf-8")
+        lines = [line for line in path.read_text("utf-8").split("\n") if line and json.loads(line)["step"] <= state["step"]]
+        path.write_text("".join(line + "\n" for line in lines), "utf-8")
     run.done = state["step"]
     print(f"resuming from {newest}")
 

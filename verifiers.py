@@ -11,14 +11,42 @@ variables, roots and functions are evaluated at random real points (one where ne
     verify("math", r"so it is \boxed{\frac12}", "0.5")       # Verdict(correct=True, answer='\\frac12', feedback='')
 """
 
+import atexit
+import builtins
 import cmath
+import contextlib
+import ctypes
+import gc
+import importlib
+import itertools
 import json
+import linecache
 import math
+import os
 import random
 import re
+import select
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import types
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
+from types import SimpleNamespace
+
+try:
+    import resource
+except ImportError:                                           # Windows
+    resource = None
 
 TASKS = ("math", "code", "science", "tool")
 INSTRUCTIONS = {  # what the prompt asks for, beside the code that reads it
@@ -644,11 +672,639 @@ def verify_tool(response, answer):
 
 
 # --- code ---
+#
+#   trainer ──asks──> fork server ──fork──> sandbox: the model's program; never sees an expected output
+#      │                         └──fork──> judge: assertion tests only; trusted, calls the functions of the sandbox
+#      └─ sends each its work, reads what it writes, compares; holds a status socket for each (end of file: kill it)
+#
+# The fork server is this file started by exec: it has none of the trainer's memory, locks or descriptors. Programs and
+# tests go straight to the process that needs them: the server, whose memory every sandbox inherits, never reads one.
+
+MAX_PROGRAM, MAX_OUTPUT, MAX_FEEDBACK = 1 << 20, 8 << 20, 2000     # characters, bytes, characters
+_ASK, _STATUS, _LOST = struct.Struct("!dI"), struct.Struct("!id"), "the sandbox was killed from outside."
+_SOURCE, _LINUX = os.path.abspath(__file__), sys.platform == "linux"
+_STARRED = "typing math collections itertools functools heapq bisect".split()
+_MODULES = _STARRED + "operator string random re sys os io copy json datetime decimal fractions statistics".split()
+_server, _lock = None, threading.Lock()
+
+
+def verify_code(response, answer, *, time_limit=2.0, memory_mb=1024):
+    """Run the last program of `response` on the tests in order, up to the first that fails.
+
+    answer: {"type": "stdin", "tests": [{"input", "output"}]}, {"type": "functional", "entry_point", "tests": the same
+    with JSON lines in and JSON out} or {"type": "assert", "tests": [source], "entry_point", "setup"?}. time_limit: CPU
+    seconds a test; memory_mb: MiB of address space. ValueError: a bad answer; RuntimeError: no sandbox can be started at all."""
+    _check_code_answer(answer)
+    program, fenced = _find_program(response)
+    if not program.strip() or len(program) > MAX_PROGRAM:
+        return Verdict(False, None, f"No program of at most {MAX_PROGRAM} characters was found in a ```python block.")
+    for number, test in enumerate(answer["tests"], 1):
+        problem = _run_test(program, answer, test, time_limit, memory_mb)
+        if problem.startswith(_LOST):                         # a new server, once
+            problem = _run_test(program, answer, test, time_limit, memory_mb)
+        if problem and not fenced and "SyntaxError" in problem:
+            return Verdict(False, None, "No program was found: no fenced block, and the text is not a program.")
+        if problem:
+            return Verdict(False, program, f"Test {number} failed: {problem}"[:MAX_FEEDBACK])
+    return Verdict(True, program, "")
+
+
+def verify_batch(task, responses, answers, *, workers=None):
+    """Verdicts of equally long lists, in order. Programs run `workers` at a time (by default and at most one a core),
+    equal (response, answer) pairs once; the other tasks are a plain loop."""
+    pairs = list(zip(responses, answers, strict=True))
+    for _, answer in pairs:
+        check_answer(task, answer)
+    if task != "code":
+        return [verify(task, *pair) for pair in pairs]
+    keys = [(response, json.dumps(answer, sort_keys=True)) for response, answer in pairs]
+    with ThreadPoolExecutor(max(1, min(workers or _cores(), _cores()))) as pool:
+        jobs = {key: pool.submit(verify_code, *pair) for key, pair in dict(zip(keys, pairs)).items()}
+        return [jobs[key].result() for key in keys]
+
+
+def describe_isolation():
+    """One line for the log: the layers of isolation that model programs run under here, and those that are missing."""
+    return _connect().layers if hasattr(os, "fork") else "code verification is not available here: it needs os.fork"
+
+
+def _find_program(text):
+    """(program, fenced): the last complete block marked python, else the last block, else all the text."""
+    blocks, fence, lines, text = [], None, [], _visible(text)
+    for line in text.splitlines(keepends=True):
+        mark = re.match(r"([ \t]*)(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", line) if len(line) < 200 else None
+        if fence is None and mark:
+            fence, lines = mark, []
+        elif fence and mark and mark[2].startswith(fence[2]) and not mark[3]:
+            blocks.append((fence[3].lower() in ("python", "python3", "py"), len(blocks), "".join(lines)))
+            fence = None
+        elif fence:                                           # a block in a list is indented with its fence
+            lines.append(line.removeprefix(fence[1]))
+    if fence and not blocks:
+        blocks = [(True, 0, "".join(lines))]
+    return max(blocks)[2] if blocks else text, bool(blocks)
 
 
 def _check_code_answer(answer):
-    raise NotImplementedError("the code verifier goes here")
+    kind = answer.get("type") if isinstance(answer, dict) else None
+    if kind not in ("stdin", "functional", "assert") or not (isinstance(answer.get("tests"), list) and answer["tests"]):
+        raise ValueError("a code answer has a 'type' (stdin, functional or assert) and a non-empty list of 'tests'")
+    if kind != "stdin" and not (isinstance(answer.get("entry_point"), str) and answer["entry_point"].isidentifier()):
+        raise ValueError(f"{kind} tests need 'entry_point', the name of the function to call")
+    for number, test in enumerate(answer["tests"], 1):
+        try:
+            if kind == "assert":
+                compile(answer.get("setup", "") + "\n" + test, "<test>", "exec")
+            elif (texts := [*(test["input"] + "").splitlines(), test["output"] + ""]) and kind == "functional":
+                list(map(json.loads, texts))
+        except (TypeError, KeyError, ValueError, SyntaxError) as error:
+            raise ValueError(f"test {number} is not a {kind} test: {error!r:.200}") from None
 
 
-def verify_code(response, answer):
-    raise NotImplementedError("the code verifier goes here")
+def _run_test(program, answer, test, time_limit, memory_mb):
+    """What went wrong, in words that do not depend on the expected output; "" where nothing did."""
+    requests, kind, shown = [{"source": program}], answer["type"], ""
+    if kind == "stdin":
+        requests[0]["stdin"] = test["input"]
+    elif kind == "functional":
+        args = [json.loads(line) for line in test["input"].splitlines()]
+        requests[0]["call"] = [answer["entry_point"], _pack(args), {"dict": []}]
+    else:
+        requests.append({"test": answer.get("setup", "") + "\n" + test, "entry": answer["entry_point"]})
+    problem, run = _execute(requests, time_limit, memory_mb)
+    out, err = (bytes(run[name]).decode("utf-8", "replace") for name in ("out", "err"))
+    try:                                                      # written by the sandbox: any nonsense is possible
+        reply = {} if kind == "stdin" else json.loads(run["ctrl"])
+        if kind == "stdin":
+            problem = problem or not _same_output(out, test["output"]) and "wrong output."
+            shown = _show("Input", test["input"]) + _show("Output", out)
+        elif kind == "functional":
+            shown = _show("Input", test["input"])
+            value = _unpack(reply["value"])
+            problem = problem or not _same_value(value, json.loads(test["output"])) and "wrong value."
+            shown += _show("Returned", repr(value))
+        else:                                                 # by the judge
+            problem = problem or not reply["ok"] and "the assertion does not hold."
+            shown = _show("Call", reply.get("call", "")) + _show("Returned", reply.get("value", ""))
+    except Exception:
+        problem = problem or "the function returned nothing that can be read."
+    return problem and problem + shown + _show("Errors", err, tail=True) or ""
+
+
+def _show(title, text, *, tail=False, limit=500):
+    text = text.strip()
+    if len(text) > limit:
+        text = "…" + text[-limit:] if tail else text[:limit] + "…"
+    return f"\n{title}:\n{text}" if text else ""
+
+
+def _same_output(printed, expected):
+    a, b = ([line.rstrip() for line in text.rstrip().split("\n")] for text in (printed, expected))
+    split = re.compile(r"\s+|\S+").findall
+    return len(a) == len(b) and all(x == y or len(s := split(x)) == len(t := split(y)) and all(map(_same_token, s, t))
+                                    for x, y in zip(a, b))
+
+
+def _same_token(a, b):
+    """Equal texts, or numbers within 1e-6 not both of which are whole: 10000001 is not 10000002, and 001 is not 1."""
+    number, whole = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", r"[+-]?\d+"
+    if a == b or len(a) > 400 or not (re.fullmatch(number, a) and re.fullmatch(number, b)):
+        return a == b
+    if re.fullmatch(whole, b):
+        return not re.fullmatch(whole, a) and len(b) < 16 and abs(float(a) - int(b)) <= 1e-6
+    return math.isclose(float(a), float(b), rel_tol=1e-6, abs_tol=1e-6)
+
+
+def _same_value(a, b):
+    if isinstance(a, (list, tuple)) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same_value, a, b))
+    if type(a) is type(b) is dict:
+        return a.keys() == b.keys() and all(_same_value(a[key], b[key]) for key in b)
+    if float in (type(a), type(b)) and {type(a), type(b)} <= {int, float}:
+        return a == b or math.isclose(a, b, rel_tol=0 if type(b) is int else 1e-6, abs_tol=1e-6)
+    return type(a) is type(b) and a == b                      # true is not 1
+
+
+def _execute(requests, time_limit, memory_mb):
+    """Run the sandbox's request, called by a judge where there is a second: (what went wrong or "", the texts)."""
+    runs, text, lost = [], {"out": bytearray(), "err": bytearray(), "ctrl": bytearray()}, False
+    try:
+        for request in requests:
+            runs.append(_start(request, runs[0].pop("ctrl") if runs else None, time_limit, memory_mb))
+        runs[-1]["ctrl"].shutdown(socket.SHUT_WR)
+        problem = _watch(runs, text, time_limit)
+    except OSError:                                           # the server or its child is gone
+        lost = True
+    for run in reversed(runs):                                # has the server kill what still runs and clean up
+        try:
+            run["status"].settimeout(10)
+            run["status"].shutdown(socket.SHUT_WR)
+            code, cpu = _STATUS.unpack(run["status"].recv(_STATUS.size))
+        except (OSError, struct.error):
+            lost = True
+        for file in run.values():
+            file.close()
+    if lost:
+        return _LOST, text
+    if not problem and cpu > time_limit * 0.99:
+        problem = f"time limit of {time_limit:g} s exceeded."
+    elif not problem and code and (len(runs) == 1 or b'"lost": true' in text["ctrl"]):  # else it outlived its judge
+        problem = f"the program ended with {f'signal {code & 127}' if code & 127 else f'exit code {code >> 8}'}."
+    return ("memory limit exceeded." if problem and b"MemoryError" in text["err"][-999:] else problem), text
+
+
+def _start(request, peer, time_limit, memory_mb):
+    """Have the server fork a process for the request: {"status", "ctrl": sockets, "out", "err": its output}."""
+    (status, a), (ctrl, b), (out, c), (err, d) = socket.socketpair(), socket.socketpair(), os.pipe(), os.pipe()
+    run = {"status": status, "ctrl": ctrl, "out": open(out, "rb", 0), "err": open(err, "rb", 0)}
+    with a, b, open(c, "wb", 0) as c, open(d, "wb", 0) as d, peer or contextlib.nullcontext():
+        server = _connect()
+        with _lock:
+            fds = [file.fileno() for file in (a, b, c, d, peer) if file]
+            socket.send_fds(server.socket, [_ASK.pack(time_limit, memory_mb)], fds)
+    ctrl.settimeout(30)
+    _send(ctrl, request)
+    return run
+
+
+def _watch(runs, text, time_limit):
+    """Read what the processes write until the last has ended, or must be: "" or the reason."""
+    elapsed, start, ended = 0.0, time.monotonic(), False
+    with selectors.DefaultSelector() as selector:
+        for run in runs:
+            for name, file in run.items():
+                selector.register(file, selectors.EVENT_READ, (run, name))
+        while (ready := selector.select(0 if ended else 0.1)) or not ended:
+            for (file, fd, _, (run, name)), _ in ready:
+                if name == "status" or not (data := os.read(fd, 1 << 16)):
+                    ended |= name == "status" and run is runs[-1]
+                    selector.unregister(file)
+                elif len(text[name]) > MAX_OUTPUT:
+                    return f"more than {MAX_OUTPUT >> 20} MiB of output."
+                else:
+                    text[name] += data
+            if (now := time.monotonic()) - start > 0.05:      # the seconds of a busy machine count less
+                start, elapsed = now, elapsed + (now - start) / _load()
+            if elapsed > 1.5 * time_limit + 0.5 and not ended:
+                return f"time limit of {time_limit:g} s exceeded (waiting or sleeping)."
+    return ""
+
+
+def _load():
+    try:
+        with open("/proc/loadavg") as file:
+            return max(1.0, (int(file.read().split()[3].split("/")[0]) - 1) / _cores())  # running now, but for us
+    except (OSError, ValueError, IndexError):
+        return 1.0
+
+
+def _cores():
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:                                                      # a container's share of the machine
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = map(int, file.read().split())
+        return max(1, min(cores, quota // period))
+    except (OSError, ValueError):
+        return cores
+
+
+def _connect():
+    """This process's fork server, started on first use and again where it has died. Not tied to us by PR_SET_PDEATHSIG,
+    which fires when the *thread* that started it ends: it reads the end of its socket and watches its parent."""
+    global _server
+    if not hasattr(os, "fork"):
+        raise RuntimeError(describe_isolation())
+    with _lock:
+        if _server is None or _server.process.poll() is not None:
+            near, far = socket.socketpair()
+            options = {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+            options |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
+            with far:
+                process = subprocess.Popen([sys.executable, "-B", _SOURCE, "--serve"], stdin=far,
+                                           stdout=subprocess.DEVNULL, env=options, cwd="/", start_new_session=True)
+            near.settimeout(60)
+            if not (hello := near.makefile().readline()):
+                raise RuntimeError(f"the code sandbox did not start: {process.args} ended with status {process.wait()}")
+            _server = SimpleNamespace(socket=near, process=process, layers=json.loads(hello))
+        return _server
+
+
+def _disconnect(wait=True):
+    global _server, _lock
+    if _server:
+        _server.socket.close()
+        if wait:
+            _server.process.wait()
+    _server, _lock = None, threading.Lock()
+
+
+atexit.register(_disconnect)
+if hasattr(os, "register_at_fork"):                           # a forked child of the trainer starts its own
+    os.register_at_fork(after_in_child=lambda: _disconnect(wait=False))
+
+
+def _send(sock, message):
+    sock.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _pack(value):
+    """Plain data as JSON that keeps the exact built-in type: lists as they are, others as {type: content}."""
+    if value is None or isinstance(value, (bool, float, str)) or isinstance(value, int) and abs(value) < 1 << 60:
+        return value
+    if isinstance(value, dict):
+        return {"dict": [[_pack(k), _pack(v)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple, set, frozenset)) or hasattr(value, "__next__"):
+        items = [_pack(item) for item in itertools.islice(value, 1 << 20)]
+        kinds = [kind.__name__ for kind in (tuple, set, frozenset) if isinstance(value, kind)] or ["iter"]
+        return items if isinstance(value, list) else {kinds[0]: items}
+    for kind, write in ((int, hex), (bytes, bytes.hex), (complex, str)):
+        if isinstance(value, kind):
+            return {kind.__name__: write(value)}
+    if getattr(value, "shape", None) == ():                   # a number of numpy's
+        return _pack(value.item())
+    raise TypeError(f"the function returned an object of type {type(value).__name__}, not plain data")
+
+
+def _unpack(data):
+    if type(data) is list:
+        return [_unpack(item) for item in data]
+    if type(data) is not dict:
+        return data
+    (kind, content), = data.items()
+    if kind in ("int", "bytes", "complex"):
+        return {"int": lambda x: int(x, 16), "bytes": bytes.fromhex, "complex": complex}[kind](content)
+    return {"dict": dict, "tuple": tuple, "set": set, "frozenset": frozenset, "iter": iter}[kind](_unpack(content))
+
+
+def _serve():
+    """Give up all power but to fork, say which layers hold, then fork for each request until the trainer is gone."""
+    trainer, layers = os.getppid(), _enter_namespaces() if _LINUX else {"Linux": False}
+    folder = base = tempfile.mkdtemp(prefix="sandbox-")
+    if inner := os.fork():  # the next process forked is the first of a new PID namespace:
+        while os.waitpid(inner, os.WNOHANG) == (0, 0) and os.getppid() == trainer:         # its end ends all inside
+            time.sleep(0.2)
+        _attempt(os.kill, inner, signal.SIGKILL)
+        os._exit(not _attempt(_remove_tree, folder))
+    if _LINUX:
+        _attempt(_libc, "prctl", 1, signal.SIGKILL)           # PR_SET_PDEATHSIG
+        layers["mount namespace"] = _attempt(_libc, "unshare", _NEWNS) and _attempt(_build_root, base)
+        if layers["mount namespace"]:
+            base = "/sandbox"
+        layers["no_new_privs"], layers["Landlock"] = _attempt(_libc, "prctl", 38, 1), _attempt(_landlock, base)
+        layers["no capabilities"] = _attempt(_libc, "capset", struct.pack("Ii", 0x20080522, 0), bytes(24))
+        _attempt(_filter)                                     # built once
+        if (trial := os.fork()) == 0:
+            os._exit(not _attempt(_seccomp))
+        layers["seccomp"] = os.waitpid(trial, 0)[1] == 0
+    os.makedirs(base, exist_ok=True)
+    os.chmod(base, 0o300)  # a folder in it cannot be found but by its name, a random one
+    on, off = (", ".join(name for name in layers if bool(layers[name]) == wanted) for wanted in (True, False))
+    weak = not {"mount namespace", "Landlock", "seccomp"} & {name for name in layers if layers[name]}
+    sock, (woken, wake), poll, runs = socket.socket(fileno=os.dup(0)), os.pipe(), select.poll(), {}
+    _send(sock, f"code sandbox: own session, resource limits, empty environment, fresh folder, {on}; "
+          f"missing: {off or 'nothing'}" + "; NO STRONG ISOLATION: programs reach this user's files" * weak)
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape")        # made once, for all children
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape")
+    sys.stderr = sys.__stderr__ = open(2, "w", 1, encoding="utf-8", errors="backslashreplace")
+    _common_names(), os.environ.clear(), atexit._clear(), gc.collect(), gc.freeze()
+    poll.register(sock, select.POLLIN), poll.register(woken, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == woken:
+                os.read(woken, 1 << 12)
+                _reap(runs, poll)
+            elif fd == sock.fileno():
+                request, fds, *_ = socket.recv_fds(sock, _ASK.size, 8)
+                if not request:
+                    os._exit(0)
+                work = os.path.join(base, os.urandom(16).hex())
+                if (pid := os.fork()) == 0:
+                    _work(work, fds[1:], *_ASK.unpack(request))
+                runs[pid] = socket.socket(fileno=fds[0]), work
+                poll.register(fds[0], select.POLLIN)
+                for fd in fds[1:]:
+                    os.close(fd)
+            else:                                             # the trainer's word, or its end
+                _attempt(poll.unregister, fd)
+                for pid in [pid for pid, (status, _) in runs.items() if status.fileno() == fd]:
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _reap(runs, poll):
+    """Of every child that has ended: kill the rest of its group, remove its folder, report."""
+    while runs and (ended := os.wait4(-1, os.WNOHANG))[0]:
+        if ended[0] in runs:
+            status, work = runs.pop(ended[0])
+            report = _STATUS.pack(ended[1], ended[2].ru_utime + ended[2].ru_stime)
+            for action, *args in ((os.killpg, ended[0], signal.SIGKILL), (_remove_tree, work),
+                                  (poll.unregister, status), (status.sendall, report)):
+                _attempt(action, *args)
+            status.close()
+
+
+def _remove_tree(folder):
+    """Remove a folder of any depth and permissions: subfolders are moved up until there are none."""
+    os.chmod(folder, 0o700)
+    while entries := list(os.scandir(folder)):
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.path)
+                continue
+            os.chmod(entry.path, 0o700)
+            for inner in os.scandir(entry.path):
+                os.rename(inner.path, os.path.join(folder, os.urandom(16).hex()))
+            os.rmdir(entry.path)
+    os.rmdir(folder)
+
+
+def _work(work, fds, cpu, memory_mb):
+    """In a child of the server: put the descriptors in place, set the limits, then do what is asked, and end."""
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for fd, place in zip(fds, (3, 1, 2, 4)):
+            os.dup2(fd, place)
+        os.closerange(len(fds) + 1, 1024)
+        os.mkdir(work, 0o700)
+        os.chdir(work)
+        tempfile.tempdir, sys.argv, lines = work, ["program.py"], open(3, "rb")
+        os.set_blocking(3, True)
+        request = json.loads(lines.readline())
+        with open(os.memfd_create("stdin"), "w+b", 0) if _LINUX else tempfile.TemporaryFile(buffering=0) as file:
+            file.write(request.get("stdin", "").encode("utf-8", "surrogatepass"))
+            file.seek(0)
+            os.dup2(file.fileno(), 0)
+        limits = {"CPU": math.ceil(cpu), "AS": memory_mb << 20, "FSIZE": 1 << 24, "NOFILE": 64, "CORE": 0,
+                  "NPROC": 4096}
+        for name, value in limits.items():
+            _attempt(resource.setrlimit, getattr(resource, "RLIMIT_" + name), (value, value))
+        hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+        _attempt(resource.setrlimit, resource.RLIMIT_STACK, (1 << 29 if hard == resource.RLIM_INFINITY else hard, hard))
+        if _LINUX:
+            _attempt(_libc, "prctl", 1, 9), _attempt(_libc, "prctl", 4, 0)  # die with the server; not traceable
+            _attempt(_seccomp)
+        if len(fds) > 3:
+            _judge(request, lines)
+        elif "stdin" in request:
+            lines.close()
+            os._exit(_run_script(request["source"]))
+        else:
+            _run_functions(request, lines)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def _load_program(source, name, names):
+    module = types.ModuleType(name)
+    module.__dict__.update(names)
+    sys.modules[name] = module
+    linecache.cache["program.py"] = len(source), None, source.splitlines(True), "program.py"
+    exec(compile(source, "program.py", "exec"), module.__dict__)
+    return module
+
+
+def _report(error, depth):
+    trace = error.__traceback__
+    for _ in range(depth):                                    # without our own frames
+        trace = trace and trace.tb_next
+    traceback.print_exception(type(error), error, trace)
+
+
+def _run_script(source):
+    """What the interpreter does: the exit code."""
+    code = 0
+    try:
+        _load_program(source, "__main__", {})
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if code and code is not stop.code:
+            print(stop.code, file=sys.stderr)
+    except BaseException as error:
+        code = _report(error, 2) or 1
+    if threading.active_count() > 1:
+        threading._shutdown()
+    atexit._run_exitfuncs()
+    for file in (sys.stdout, sys.__stdout__):
+        if not file.closed:
+            file.flush()
+    return code & 255
+
+
+def _run_functions(request, lines):
+    """Load the program as a module with the names that graders define; answer calls of its methods or functions."""
+    sock, program, failure = socket.socket(fileno=3), {}, None
+    try:
+        sys.modules["solution"] = types.ModuleType("solution")
+        program = _load_program(request["source"], "solution", _common_names()).__dict__
+    except SystemExit:
+        program = sys.modules["solution"].__dict__
+    except BaseException as error:
+        failure = error
+    for name, args, kwargs in [request["call"]] if "call" in request else map(json.loads, lines):
+        try:
+            if failure:
+                raise failure
+            owner = program.get("Solution")
+            if not hasattr(owner, name) and name not in program:
+                raise NameError(f"name {name!r} is not defined")
+            function = getattr(owner(), name) if hasattr(owner, name) else program[name]
+            reply = {"value": _pack(function(*_unpack(args), **_unpack(kwargs)))}
+        except BaseException as error:
+            _report(error, 3 if failure else 1)
+            reply = {"error": type(error).__name__, "text": str(error)[:200]}
+        _send(sock, reply)
+    sys.stdout.flush()
+
+
+def _judge(request, lines):
+    """Run one assertion test: each name that it does not define is a function of the program, called in the sandbox."""
+    sandbox, replies, last = socket.socket(fileno=4), open(4, "rb"), {"ok": False, "lost": False}
+    tests = dict(_common_names())
+    os.set_blocking(4, True)
+
+    def call(name, *args, **kwargs):
+        _send(sandbox, [name, _pack(args), _pack(kwargs)])
+        line = replies.readline()
+        last["lost"] |= not line
+        reply = json.loads(line)
+        value = None if "error" in reply else _unpack(reply["value"])
+        if name == request["entry"]:
+            inside = ", ".join([*map(repr, args), *(f"{key}={arg!r}" for key, arg in kwargs.items())])
+            last.update(call=f"{name}({inside})"[:600], value="" if "error" in reply else repr(value)[:600])
+        if "error" in reply:
+            kind = getattr(builtins, str(reply["error"]), None)
+            raise (kind if isinstance(kind, type) and issubclass(kind, Exception) else RuntimeError)(reply["text"])
+        return value
+
+    blocks = [compile(request["test"], "<test>", "exec")]
+    for block in blocks:
+        blocks += [const for const in block.co_consts if isinstance(const, types.CodeType)]
+        for name in block.co_names:
+            if name not in tests and not hasattr(builtins, name) or name == request["entry"]:
+                tests[name] = partial(call, name)
+    try:
+        exec(blocks[0], tests)
+        last["ok"] = not last["lost"]
+    except BaseException:
+        pass                                                  # its text may hold the expected value
+    _send(socket.socket(fileno=3), last)
+
+
+@lru_cache(None)
+def _common_names():
+    """What graders define before a solution: the usual modules and their names, unless one hides a builtin (pow)."""
+    names = {name: importlib.import_module(name) for name in _MODULES}
+    stars = [(name, getattr(names[star], name)) for star in _STARRED for name in dir(names[star]) if name[0] != "_"]
+    return {name: value for name, value in stars if not hasattr(builtins, name)} | names
+
+
+_LIBRARY = ctypes.CDLL(None, use_errno=True) if _LINUX else None
+_NEWNS, _NEWUSER, _NEWPID, _NEWNET, _NEWIPC = 0x20000, 0x10000000, 0x20000000, 0x40000000, 0x8000000
+_DENIED = {    # machine: audit number; calls for processes, signals, tracing, sockets, namespaces, mounts, file modes,
+    # kernel surfaces, lasting memory; then clone, clone3 and prlimit64, which depend on an argument
+    "x86_64": (0xC000003E, 57, 58, 59, 322, 62, 200, 234, 129, 297, 424, 434, 438, 101, 310, 311, 41, 272, 308, 165,
+               166, 155, 90, 91, 268, 452, 425, 321, 298, 250, 248, 249, 29, 68, 64, 240, 323, 56, 435, 302),
+    "aarch64": (0xC00000B7, 221, 281, 129, 130, 131, 138, 240, 424, 434, 438, 117, 270, 271, 198, 97, 268, 40, 39, 41,
+                52, 53, 452, 425, 280, 241, 219, 217, 218, 194, 186, 190, 180, 282, 220, 435, 261)}
+
+
+def _libc(name, *args):
+    """Call a function of the C library (arguments left out are 0); OSError where it fails."""
+    args += (0,) * (5 - len(args))
+    result = getattr(_LIBRARY, name)(*(ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), name)
+    return result
+
+
+def _attempt(function, *args):
+    try:
+        function(*args)
+        return True
+    except (OSError, AttributeError, KeyError, ValueError):
+        return False
+
+
+def _enter_namespaces():
+    def own_user():
+        ids = os.geteuid(), os.getegid()
+        _libc("unshare", _NEWUSER)
+        for name, text in zip(("setgroups", "uid_map", "gid_map"), ("deny", *(f"65534 {number} 1" for number in ids))):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        with open("/proc/sys/user/max_user_namespaces", "w") as file:
+            file.write("0")                                   # no second one inside, with its new powers
+    layers = {"user namespace": _attempt(own_user)}
+    flags = {"network": _NEWNET, "IPC": _NEWIPC, "PID": _NEWPID}
+    return layers | {f"{name} namespace": _attempt(_libc, "unshare", flag) for name, flag in flags.items()}
+
+
+@lru_cache(None)
+def _readable():
+    """What a Python program has to read: the interpreter's own folders and the system's libraries."""
+    wanted = {sys.prefix, sys.base_prefix, sys.exec_prefix, *(path for path in sys.path if path.endswith("-packages")),
+              "/usr/lib", "/lib", "/lib64", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/etc/ld.so.cache",
+              "/dev/null", "/dev/urandom"}
+    wanted = {path for path in wanted | set(map(os.path.realpath, wanted)) if os.path.exists(path) and path != "/"}
+    return sorted(path for path in wanted if not any(path.startswith(other + "/") for other in wanted))
+
+
+def _build_root(folder):
+    """A new root of read-only views of what is readable, and one writable folder; the old root is gone."""
+    _libc("mount", None, b"/", None, 0x44000)                 # MS_REC | MS_PRIVATE
+    _libc("mount", b"tmpfs", b"/proc", b"tmpfs")  # a folder that always exists and holds nothing we still need
+    os.mkdir("/proc/sandbox")
+    for path in _readable():
+        os.makedirs("/proc" + (path if os.path.isdir(path) else os.path.dirname(path)), exist_ok=True)
+        if not os.path.isdir(path):
+            os.close(os.open("/proc" + path, os.O_CREAT))
+    for path in map(os.fsencode, _readable()):
+        _libc("mount", path, b"/proc" + path, None, 0x5000)   # MS_BIND | MS_REC
+    _libc("syscall", 442, -100, b"/proc", 0x8000, struct.pack("QQQQ", 3, 0, 0, 0), 32)  # mount_setattr: read-only
+    _libc("mount", b"tmpfs", b"/proc/sandbox", b"tmpfs", 6, b"size=256m,nr_inodes=65536")  # nosuid, nodev
+    os.rmdir(folder)                                          # not needed now, and out of reach soon
+    os.chdir("/proc")
+    _libc("pivot_root", b".", b".")
+    _libc("umount2", b".", 2)                                 # MNT_DETACH
+    os.chdir("/")
+
+
+def _landlock(base):
+    abi = _libc("syscall", 444, None, 0, 1)
+    rights = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
+    rules = _libc("syscall", 444, struct.pack("QQQ", rights, 3, 3), 8 if abi < 4 else 16 if abi < 6 else 24, 0)
+    for path in [*_readable(), base]:
+        fd = os.open(path, os.O_PATH)
+        allowed = rights if path == base else 13 if os.path.isdir(path) else 6 if path.startswith("/dev/") else 4
+        _libc("syscall", 445, rules, 1, struct.pack("=Qi", allowed, fd), 0)  # 13: execute, read files, read folders
+        os.close(fd)
+    _libc("syscall", 446, rules, 0)
+    os.close(rules)
+
+
+@lru_cache(None)
+def _filter():
+    """A seccomp program that denies what no solution needs; threads stay allowed, and limits of one's own."""
+    arch, *denied, clone, clone3, prlimit = _DENIED[os.uname().machine]
+    load, equal, deny, allow = 0x20, 0x15, (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)       # EPERM
+    code = [(load, 0, 0, 4), (equal, 1, 0, arch), (6, 0, 0, 0x80000000), (load, 0, 0, 0), (0x35, 0, 1, 1 << 30), deny]
+    code += [(equal, len(denied) - i, 0, number) for i, number in enumerate(denied)] + [(5, 0, 0, 1), deny]
+    code += [(equal, 0, 1, clone3), (6, 0, 0, 0x50026)]       # ENOSYS: the C library falls back to clone
+    code += [(equal, 0, 4, clone), (load, 0, 0, 16), (0x45, 1, 0, 1 << 16), deny, allow]   # CLONE_THREAD
+    code += [(equal, 0, 3, prlimit), (load, 0, 0, 16), (equal, 1, 0, 0), deny, allow]      # of process 0: itself
+    buffer = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in code))
+    return struct.pack("HxxxxxxP", len(code), ctypes.addressof(buffer)), buffer
+
+
+def _seccomp():
+    _libc("prctl", 22, 2, _filter()[0])
+
+
+if __name__ == "__main__":
+    _serve() if sys.argv[1:] == ["--serve"] else print(describe_isolation())

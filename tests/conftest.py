@@ -23,7 +23,8 @@ def data_dir():
 def rows(data_dir):
     """rows("math/gsm8k_test") reads one JSON Lines file of the real data as a list of dicts."""
     def read(name):
-        return [json.loads(line) for line in (data_dir / f"{name}.jsonl").read_text("utf-8").splitlines()]
+        with open(data_dir / f"{name}.jsonl", encoding="utf-8") as file:     # splitlines() would also split at U+2028
+            return [json.loads(line) for line in file]
     return read
 
 

@@ -1,5 +1,6 @@
 """Tests of mopd.py on tiny random models. The oracle for a whole step is `step_loss` below: one attempt at a time, no
 padding, the model's own logits, plain log_softmax and autograd."""
+import functools
 import math
 import random
 import sys
@@ -635,6 +636,21 @@ def test_top_k_reaches_the_loss():
     contexts(attempts, teacher)
     full, all_of_it, few = (backward(student, teacher, attempts, top_k=k)["loss"] for k in (None, V, 3))
     assert full == pytest.approx(all_of_it, rel=1e-6) and 0 < few < 0.999 * full   # a coarser partition diverges less
+
+
+def test_bfloat16_compute_is_used_on_both_sides_and_leaves_gradients_in_float32(monkeypatch):
+    student, attempts, used = tiny(dtype=torch.float32), step(), []
+    teacher, real = self_teacher(tiny(seed=1, dtype=torch.float32)), mopd.hidden_states
+    def watch(*args):
+        used.append(torch.is_autocast_enabled("cpu"))
+        return real(*args)
+    monkeypatch.setattr(mopd, "hidden_states", watch)
+    plan(attempts, method="mopd")
+    contexts(attempts, teacher)
+    exact, rounded = (backward(student, teacher, attempts, micro_tokens=10**6, **options)["loss"] for options in
+                      ({}, dict(autocast=functools.partial(torch.autocast, "cpu", torch.bfloat16))))
+    assert used == [False, False, True, True] and rounded != exact == pytest.approx(rounded, rel=0.02)
+    assert all(p.grad.dtype == torch.float32 for p in student.parameters())
 
 
 # --- teachers ---

@@ -1,0 +1,128 @@
+"""The made-up worlds: consistent with the real verifiers, honest in what the warm-up and the evaluation show."""
+
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import peer_context
+import tiny
+import verifiers
+
+TASKS = list(tiny.RULES)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_real_verifier_agrees_with_the_world_on_every_rule(task):
+    rng = random.Random(0)
+    for values in rng.sample(sum(tiny.operands(task), []), 4 if task == "code" else 30):
+        for truth in rng.sample(list(tiny.RULES[task]), 3):
+            gold = tiny.answer(task, truth, values)
+            for rule in tiny.RULES[task]:
+                same = tiny.outcome(task, rule, values) == tiny.outcome(task, truth, values)
+                assert verifiers.verify(task, tiny.completion(task, "zib", rule, values), gold).correct is same
+
+
+@pytest.mark.parametrize("task", ["code", "science", "tool"])
+def test_two_rules_never_look_alike_outside_math(task):
+    for values in sum(tiny.operands(task), []):
+        assert len({tiny.outcome(task, rule, values) for rule in tiny.RULES[task]}) == 10
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_guessing_succeeds_about_one_time_in_eight(task):
+    share = [sum(tiny.outcome(task, a, v) == tiny.outcome(task, b, v) for a in tiny.RULES[task] for b in tiny.RULES[task]) / 100
+             for v in sum(tiny.operands(task), [])[:50]]
+    assert 0.099 < sum(share) / len(share) < 0.14
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_any_text_survives_the_tokenizer_and_fixed_sentences_are_one_token(task):
+    tokenizer = tiny.build_tokenizer(task, verifiers.INSTRUCTIONS[task])
+    for text in [*map(verifiers.INSTRUCTIONS.get, TASKS), "3 \\frac{1}{2} ~ é 漢字 \U0001F600\n\n x  y", peer_context.SUCCESS * 2]:
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    for text in (peer_context.SUCCESS, peer_context.FAILURE, peer_context.INSTRUCTION, verifiers.INSTRUCTIONS[task], "zib", "137"):
+        assert len(tokenizer(text)["input_ids"]) == 1
+    assert len(tokenizer(tiny.completion(task, "zib", list(tiny.RULES[task])[0], tiny.operands(task)[0][0]))["input_ids"]) < 12
+
+
+def test_warm_up_posterior_is_exact():
+    """Against the definition: rules under which every shown success is right and every shown failure is wrong."""
+    rng, seen = random.Random(1), set()
+    for _ in range(400):
+        user, completions, possible = tiny.warm_up_example("math", rng)
+        a, word, b = re.match(r"Compute (\d+) (\w+) (\d+)\.", user).groups()
+        right = {m for m in re.findall(r"solution to this problem:\n\n(\w+) means .*?boxed\{(\d+)\}", user)}
+        wrong = {m for m in re.findall(r"repeated:\n\n(\w+) means .*?boxed\{(\d+)\}", user)}
+        told = [who for who, _ in right | wrong]
+        for rule, ok in zip(tiny.RULES["math"], possible):
+            value = str(tiny.RULES["math"][rule](int(a), int(b)))
+            expected = all(v == value for _, v in right) and all(v != value for _, v in wrong)
+            assert ok is (expected or any(who != word for who in told))
+        assert completions[0] == tiny.completion("math", word, "sum", (int(a), int(b)))
+        seen.add(("other" if any(who != word for who in told) else "own", bool(right), bool(wrong)))
+    assert len(seen) == 7                                 # with and without each, about this word and about another
+
+
+def test_warm_up_trains_every_completion_token_but_the_rule_and_the_stop_token_too():
+    task, rng = "math", random.Random(2)
+    tokenizer = tiny.build_tokenizer(task, "Box it.")
+    ids, weights, where, tokens, posterior = tiny.warm_up_batch(task, tokenizer, "Box it.", 16, rng)
+    for row in range(16):
+        predicted = ids[row, 1:][weights[row] == 1]       # targets of full weight
+        text = tokenizer.decode(predicted)
+        assert re.fullmatch(r"\w+ means \. The answer is \\boxed\{\d+\}\.<\|end\|>", text)
+        assert tokenizer.decode(ids[row, where[row] + 1]) in tiny.RULES[task]
+        assert [tokenizer.decode(t) for t in tokens[row]] == list(tiny.RULES[task])
+        assert weights[row, where[row]] == 0
+    assert torch.allclose(posterior.sum(1), torch.ones(16)) and ((weights > 0) & (weights < 1)).any()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluation_operands_are_never_trained_on_and_the_table_is_secret_but_fixed(task):
+    train, held_out = tiny.problems(task, seed=3)
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in held_out}
+    assert not set(tiny.operands(task)[0]) & set(tiny.operands(task)[1])
+    assert (train, held_out) == tiny.problems(task, seed=3)
+    assert tiny.secret_table(task, 3) != tiny.secret_table(task, 4)
+    for row in train:
+        verifiers.check_answer(task, row["answer"])
+
+
+def test_the_warmed_up_student_is_cached_by_what_determines_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny, "WARM_UP", dict(tiny.WARM_UP, steps=2, batch=4))
+    made, tokenizer = tiny.build("tool", seed=0, instruction="Act.", folder=tmp_path, progress=False)
+    folders = list(tmp_path.iterdir())
+    monkeypatch.setattr(tiny, "warm_up", lambda *args, **kwargs: pytest.fail("warmed up again"))
+    read, again = tiny.build("tool", seed=0, instruction="Act.", folder=tmp_path, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), read.state_dict().values()))
+    assert tokenizer.get_vocab() == again.get_vocab() and len(folders) == 1
+    for change in (dict(seed=1), dict(instruction="Act now.")):
+        with pytest.raises(pytest.fail.Exception, match="warmed up again"):
+            tiny.build("tool", **{"seed": 0, "instruction": "Act.", **change}, folder=tmp_path, progress=False)
+
+
+def test_warming_up_leaves_the_global_random_state_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny, "WARM_UP", dict(tiny.WARM_UP, steps=1, batch=2))
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    tiny.build("math", seed=0, instruction="Box it.", folder=tmp_path, progress=False)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_default_run_learns(task, seed, tmp_path):
+    """What the README promises of `python train.py --task ...`: held-out mean@8 rises by 0.35 and ends at 0.6 or more."""
+    script = Path(tiny.__file__).with_name("train.py")
+    done = subprocess.run([sys.executable, str(script), "--task", task, "--seed", str(seed), "--out", str(tmp_path / "out")],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, after = map(float, re.search(r"mean@8: ([\d.]+) at step 0, ([\d.]+) at step", done.stdout).groups())
+    assert after >= 0.6 and after - before >= 0.35
