@@ -1,16 +1,17 @@
-"""Choose the peers of a rollout and write what the teacher reads. Standard library only; knows nothing of models or tokens.
+"""Choose the peers of a rollout and write what the teacher reads. Standard library only; knows nothing of models.
 
 MOPD scores rollout i of a problem with a teacher that has read the student's *other* attempts at the same problem:
 
     context_i = problem + successes (correct peers) + failure (a wrong peer) + "solve the original problem"
 
-**positive** contexts hold successes only, **contrastive** ones a failure too (arXiv 2605.12652, sections on positive peer
-imitation and contrastive success-failure conditioning). Differences from the authors' code: peers are drawn at random
-instead of in the order of the batch, a peer with the same text as the rollout or as another peer is the last choice, and
-no rollout is ever its own peer. The wording is ours.
+**positive** contexts hold successes only, **contrastive** ones a failure too (arXiv 2605.12652, sections on positive
+peer imitation and contrastive success-failure conditioning). Differences from the authors' code: successes are drawn at
+random instead of in the order of the batch, and a peer with the same text as the rollout or as another peer is the last
+choice. The wording is ours.
 
     peers = choose_peers([True, False, True, True], 0, n_success=2, n_failure=1, seed=7)
-    text = teacher_prompt(problem, successes=[texts[j] for j in peers.successes], failures=[texts[j] for j in peers.failures])
+    text = teacher_prompt(problem, successes=[texts[j] for j in peers.successes],
+                          failures=[texts[j] for j in peers.failures])
 """
 
 import random
@@ -32,7 +33,7 @@ class Peers:
 
 
 def choose_peers(correct, i, *, n_success, n_failure, usable=None, texts=None, seed=0) -> Peers:
-    """Draw the peers of rollout `i` from its group: up to n_success correct ones and n_failure wrong ones, never i itself.
+    """Draw the peers of rollout `i` from its group: up to n_success correct and n_failure wrong ones, never i itself.
 
     correct: K booleans, the verdicts. usable: K booleans, False for rollouts that may not be shown (a truncated one is
     neither a success nor a failure); default all. texts: K strings; a text equal to that of i or of a peer already
@@ -43,7 +44,7 @@ def choose_peers(correct, i, *, n_success, n_failure, usable=None, texts=None, s
     usable = [True] * len(correct) if usable is None else usable
     texts = list(range(len(correct))) if texts is None else texts
     if not 0 <= i < len(correct) or not len(correct) == len(usable) == len(texts):
-        raise ValueError(f"choose_peers: i={i} with {len(correct)} verdicts, {len(usable)} usable marks, {len(texts)} texts")
+        raise ValueError(f"choose_peers: i={i}, {len(correct)} verdicts, {len(usable)} usable, {len(texts)} texts")
     rng = random.Random(repr((seed, i)))
     others = [j for j in range(len(correct)) if j != i and usable[j]]
     successes = draw([j for j in others if correct[j]], n_success, texts, rng, taken=[texts[i]])
@@ -64,16 +65,17 @@ def draw(candidates, n, texts, rng, *, taken=()) -> tuple[int, ...]:
 
 
 def choose_control(kind, group, correct, i, *, usable, texts, seed=0) -> Peers:
-    """Peers of rollout `i` of the step under a matched-budget control: the slots that contrastive would fill, filled differently.
+    """Peers of rollout `i` under a matched-budget control: the slots that contrastive would fill, filled differently.
 
     All lists run over the whole step (S rollouts): group names each rollout's problem, the other arguments are as for
-    choose_peers, and so are the positions in the answer. Slots that cannot be filled stay empty and are counted in `empty`.
+    choose_peers, and so are the positions in the answer. Slots that cannot be filled stay empty, counted in `empty`.
     "random": same slots and labels, drawn from the group whatever the verdict. "unrelated": every slot a success of
     another problem, labelled a success. "success_only": the failure slot becomes one more success of the same problem.
     """
     mates = [j for j in range(len(correct)) if group[j] == group[i]]
     pick = lambda values: [values[j] for j in mates]
-    like = choose_peers(pick(correct), mates.index(i), n_success=2, n_failure=1, usable=pick(usable), texts=pick(texts), seed=seed)
+    like = choose_peers(pick(correct), mates.index(i), n_success=2, n_failure=1, usable=pick(usable), texts=pick(texts),
+                        seed=seed)
     slots = len(like.successes) + len(like.failures)
     rng = random.Random(repr((seed, mates.index(i), kind)))        # not i: it depends on the order of the problems
     others = [j for j in mates if j != i and usable[j]]
@@ -93,9 +95,9 @@ def choose_control(kind, group, correct, i, *, usable, texts, seed=0) -> Peers:
 def teacher_prompt(problem, *, successes=(), failures=(), feedback="") -> str:
     """The text of the one user turn that the teacher reads: problem, successes, failures, feedback, instruction.
 
-    Everything stays inside this turn: peers added after the chat template has closed it would be read as the model's own
-    words or as another turn. Without peers and feedback it is the bare problem, so that the teacher's context and the
-    student's are the same. Chains of thought are removed from the peers (see `strip_thinking`).
+    Everything stays inside this turn: peers added after the chat template has closed it would be read as the model's
+    own words or as another turn. Without peers and feedback it is the bare problem, so that the teacher's context and
+    the student's are the same. Chains of thought are removed from the peers (see `strip_thinking`).
     """
     parts = [problem]
     for n, text in enumerate(successes):
@@ -108,7 +110,7 @@ def teacher_prompt(problem, *, successes=(), failures=(), feedback="") -> str:
 
 
 def strip_thinking(text) -> str:
-    """The text without `<think>…</think>`; also before a lone `</think>` (the template opened it) and after an unclosed `<think>`."""
+    """The text without `<think>…</think>`, without all before a lone `</think>` and all after an unclosed `<think>`."""
     kept = ""
     *closed, rest = text.split("</think>")
     for piece in closed:
@@ -118,7 +120,7 @@ def strip_thinking(text) -> str:
 
 
 def shorten(text, budget, encode, decode) -> tuple[str, bool]:
-    """(text, False) when it has at most `budget` tokens, else (its first and last tokens with a mark between them, True).
+    """(text, False) when it has at most `budget` tokens, else (its first and last tokens around a mark, True).
 
     encode: text to token ids; decode: the reverse. The tail is kept because that is where the answer stands.
     """

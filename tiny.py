@@ -1,17 +1,18 @@
-"""The embedded default: four made-up worlds and a tiny student that learns, from code alone, in about a minute, how to use peers.
+"""The embedded default: four made-up worlds, and a tiny student that learns in about a minute how to use peers.
 
 Needs torch, transformers, tokenizers and peer_context (the warm-up reads the real teacher prompt); knows nothing of the
-training loop, which treats the tiny student like any Hub model: an ordinary LlamaForCausalLM with an ordinary fast tokenizer
-and chat template, whose answers are read by the real verifiers.
+training loop, which treats the tiny student like any Hub model: an ordinary LlamaForCausalLM with an ordinary fast
+tokenizer and chat template, whose answers are read by the real verifiers.
 
-The world: a problem uses a made-up word (one of 24) that means one of 10 rules. In the warm-up every example gives the word a
-fresh random meaning, so without peers the student can only guess (right about 1 time in 8), and with peers it learns to
-infer: a success names the rule, a failure rules some out. The warm-up target is the exact posterior over the rules given the
-peers. Then a secret table, fixed by world and seed, gives every word its meaning, and training must discover it by trial and error.
-The rule is named first and everything after it follows from it: a teacher that could copy the answer behind a wrong
-start would teach the student to contradict itself.
+The world: a problem uses a made-up word (one of 24) that means one of 10 rules. In the warm-up every example gives the
+word a fresh random meaning, so without peers the student can only guess (right about 1 time in 10), and with peers it
+learns to infer: a success names the rule, a failure rules one out. The warm-up target is the exact posterior over the
+rules given the peers. Then a secret table, fixed by world and seed, gives every word its meaning, and training must
+discover it by trial and error. The rule is named first and everything after it follows from it by copying: a teacher
+that could copy the answer behind a wrong start would teach the student to contradict itself, and a student that has to
+compute (we tried sums and products in one token) forgets, during training, the results that training does not show.
 
-    model, tokenizer = build("math", seed=0, folder="runs")      # warmed up, or read from the cache in that folder
+    model, tokenizer = build("math", folder="runs")              # warmed up, or read from the cache in that folder
     train_rows, eval_rows = problems("math", seed=0)             # rows as in any data file: prompt, answer
 """
 
@@ -23,6 +24,7 @@ import os
 import random
 import re
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -38,7 +40,7 @@ CHAT = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% e
         "{% if add_generation_prompt %}<|assistant|>{% endif %}")
 END = "<|end|>"
 SMALL = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4)
-WARM_UP = dict(steps=900, batch=48, lr=3e-3)
+WARM_UP = dict(steps=600, batch=48, lr=3e-3)
 PEER_WEIGHT = 0.3
 
 
@@ -46,9 +48,13 @@ PEER_WEIGHT = 0.3
 
 RULES = {
     "math": {
-        "sum": lambda a, b: a + b, "difference": lambda a, b: abs(a - b), "product": lambda a, b: a * b,
-        "larger": max, "smaller": min, "joined": lambda a, b: 10 * a + b, "joined backwards": lambda a, b: 10 * b + a,
-        "first squared": lambda a, b: a * a, "second squared": lambda a, b: b * b, "sum doubled": lambda a, b: 2 * (a + b)},
+        "the sum": ("{a} + {b}", lambda a, b: a + b), "the difference": ("{a} - {b}", lambda a, b: a - b),
+        "the opposite difference": ("{b} - {a}", lambda a, b: b - a),
+        "the product": (r"{a} \cdot {b}", lambda a, b: a * b), "the quotient": (r"\frac{{{a}}}{{{b}}}", Fraction),
+        "the inverse quotient": (r"\frac{{{b}}}{{{a}}}", lambda a, b: Fraction(b, a)),
+        "the average": (r"\frac{{{a} + {b}}}{{2}}", lambda a, b: Fraction(a + b, 2)),
+        "twice the sum": ("2({a} + {b})", lambda a, b: 2 * (a + b)),
+        "the first squared": ("{a}^2", lambda a, b: a * a), "the second squared": ("{b}^2", lambda a, b: b * b)},
     "code": {
         "x + {c}": lambda x, c: x + c, "x - {c}": lambda x, c: x - c, "x * {c}": lambda x, c: x * c,
         "x // {c}": lambda x, c: x // c, "x % {c}": lambda x, c: x % c, "{c} - x": lambda x, c: c - x,
@@ -56,6 +62,7 @@ RULES = {
     "science": {name: None for name in "acid base metal salt gas glass oil sugar protein mineral".split()},
     "tool": {name: None for name in "archive copy delete email lock print rename share tag upload".split()},
 }
+LETTERS = dict(zip(RULES["science"], "ABCDEFGHIJ"))
 
 
 @functools.lru_cache(maxsize=None)
@@ -63,9 +70,7 @@ def operands(task) -> tuple[list, list]:
     """(for training, for evaluation): disjoint operands of the problems, the same for every seed."""
     rng = random.Random(f"operands {task}")
     if task == "math":
-        every = [(a, b) for a in range(1, 10) for b in range(1, 10) if a != b]
-    elif task == "science":
-        every = [tuple(rng.sample(list(RULES["science"]), 10)) for _ in range(400)]
+        every = [(a, b) for a in range(2, 20) for b in range(2, 20) if a != b]
     else:
         every = [(n,) for n in range(2, 100)]
     rng.shuffle(every)
@@ -80,26 +85,27 @@ def problem(task, word, values) -> str:
     if task == "code":
         return f"Write a Python function solve(x) that returns x {word} {values[0]}."
     if task == "science":
-        return f"What is {word} made of?" + "".join(f"\n{name}: {chr(65 + n)}" for n, name in enumerate(values))
+        options = "".join(f"\n{letter}: {name}" for name, letter in LETTERS.items())
+        return f"What is {word} in sample {values[0]} made of?{options}"
     return f"Use the right tool to {word} item {values[0]}."
 
 
 def completion(task, word, rule, values) -> str:
     """What a student that believes `word` means `rule` answers: the rule first, then what follows from it."""
     if task == "math":
-        return f"{word} means {rule}. The answer is \\boxed{{{RULES['math'][rule](*values)}}}."
+        result = RULES["math"][rule][0].format(a=values[0], b=values[1])
+        return f"{word} means {rule}. The answer is \\boxed{{{result}}}."
     if task == "code":
         return f"{word} means this.\n```python\ndef solve(x):\n    return {rule.format(c=values[0])}\n```"
     if task == "science":
-        letter = chr(65 + values.index(rule))
-        return f"<reasoning>\n{word} is made of\n{rule}: {letter}\n</reasoning>\n<answer>\n{letter}\n</answer>"
+        return f"<reasoning>\n{word} is made of {rule}.\n</reasoning>\n<answer>\n{LETTERS[rule]}\n</answer>"
     return f"Thought: to {word} is to {rule}.\nAction: {rule}\nAction Input: {{\"item\": {values[0]}}}"
 
 
 def outcome(task, rule, values):
-    """What the verifier can see of a rule on these operands: two rules with the same outcome are both right or both wrong."""
+    """What the verifier can see of a rule on these operands: rules of the same outcome are right or wrong together."""
     if task == "math":
-        return RULES["math"][rule](*values)
+        return RULES["math"][rule][1](*values)
     if task == "code":
         return tuple(RULES["code"][rule](x, values[0]) for x in probes(values[0]))
     return rule
@@ -108,12 +114,12 @@ def outcome(task, rule, values):
 def answer(task, rule, values):
     """The gold answer in the form that the verifier reads."""
     if task == "math":
-        return str(RULES["math"][rule](*values))
+        return str(outcome(task, rule, values))
     if task == "code":
         tests = [{"input": str(x), "output": str(y)} for x, y in zip(probes(values[0]), outcome(task, rule, values))]
         return {"type": "functional", "entry_point": "solve", "tests": tests}
     if task == "science":
-        return chr(65 + values.index(rule))
+        return LETTERS[rule]
     return [{"Action": rule, "Action_Input": json.dumps({"item": values[0]})}]
 
 
@@ -143,20 +149,20 @@ def problems(task, *, seed=0) -> tuple[list[dict], list[dict]]:
 # --- the tokenizer: bytes, plus one token for every word and fixed sentence ---
 
 def build_tokenizer(task, instruction) -> PreTrainedTokenizerFast:
-    """Byte-level (any text has ids), with single tokens for words, rules, numbers and all fixed sentences of the world."""
+    """Byte-level (any text has ids), with single tokens for words, rules, numbers and the world's fixed sentences."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE({c: n for n, c in enumerate(alphabet)}, []))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
     fixed = [peer_context.SUCCESS, peer_context.ANOTHER_SUCCESS, peer_context.FAILURE, peer_context.FEEDBACK,
              peer_context.INSTRUCTION, instruction]
     names, values = list(RULES[task]), operands(task)[0][0]
     if task == "code":
         names = [part for name in names for part in name.split("{c}") if part]
-    if task == "science":
-        names = [f"\n{name}" for name in names]
-    letters = [part for n in range(10) for part in (f": {chr(65 + n)}", chr(65 + n))] if task == "science" else []
-    variable = [*WORDS, *names, *letters, *(str(n) for n in range(200))]
+    variable = [*WORDS, *names, *(str(n) for n in range(200))] + (list("ABCDEFGHIJ") if task == "science" else [])
     cuts = re.compile("|".join(map(re.escape, sorted(variable, key=len, reverse=True))))
+    if task == "science":
+        fixed += [" made of?" + problem(task, WORDS[0], values).partition(" made of?")[2]]   # the options never change
     for text in [problem(task, WORDS[0], values), *(completion(task, WORDS[0], rule, values) for rule in RULES[task])]:
         fixed += cuts.split(text)                  # what stands between the variable parts
     tokens = sorted({token for token in fixed + variable if len(token) > 1 or token.isalnum()})
@@ -171,14 +177,14 @@ def build_tokenizer(task, instruction) -> PreTrainedTokenizerFast:
 def warm_up_example(task, rng) -> tuple[str, str, list[str], list[bool]]:
     """One example: (problem, user turn, the completion of every rule, which rules the peers leave possible).
 
-    Word, operands and true meaning are random; up to two successes and two failures, now and then about another word
+    Word, operands and true meaning are random; up to two successes and three failures, now and then about another word
     (then they say nothing about this one).
     """
     values, word, truth = rng.choice(sum(operands(task), [])), rng.choice(WORDS), rng.choice(list(RULES[task]))
     seen = {rule: outcome(task, rule, values) for rule in RULES[task]}
     right = [rule for rule in seen if seen[rule] == seen[truth]]
     wrong = [rule for rule in seen if seen[rule] != seen[truth]]
-    n_success, n_failure = rng.choice([(0, 0), (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1)])
+    n_success, n_failure = rng.choice([(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (2, 0), (2, 1)])
     successes, failures = rng.choices(right, k=n_success), rng.choices(wrong, k=n_failure)
     subject = rng.choice(WORDS) if rng.random() < 0.1 else word
     shown = [[completion(task, subject, rule, values) for rule in rules] for rules in (successes, failures)]
@@ -190,21 +196,22 @@ def warm_up_example(task, rng) -> tuple[str, str, list[str], list[bool]]:
 
 
 def warm_up_batch(task, tokenizer, instruction, size, rng) -> tuple[torch.Tensor, ...]:
-    """(ids (B, L), weights of the plain targets (B, L - 1), position of the rule (B,), its tokens (B, 10), posterior (B, 10)).
+    """(ids (B, L), weights of plain targets (B, L - 1), position of the rule (B,), its tokens and posterior (B, 10)).
 
     The completion names a rule drawn at random, so that the student stays consistent after any start; where the
     completions of the ten rules part, the target is the posterior instead of the token that stands there. The peers are
     predicted too, at PEER_WEIGHT: they are more examples of how an answer follows from a rule.
     """
     examples = [warm_up_example(task, rng) for _ in range(size)]
-    users = [tokenizer.apply_chat_template([{"role": "system", "content": instruction}, {"role": "user", "content": user}],
-                                           tokenize=False, add_generation_prompt=True) for _, user, _, _ in examples]
-    prompts = tokenizer(users, add_special_tokens=False)["input_ids"]
+    system = {"role": "system", "content": instruction}
+    texts = [tokenizer.apply_chat_template([system, {"role": "user", "content": user}], tokenize=False,
+                                           add_generation_prompt=True) for _, user, _, _ in examples]
+    prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
     rows, user_token = [], tokenizer.convert_tokens_to_ids("<|user|>")
     for prompt, (text, _, completions, possible) in zip(prompts, examples):
         ways = [encode_cached(tokenizer, text) for text in completions]
         parting = next(n for n in range(len(ways[0])) if len({way[n] for way in ways}) > 1)
-        read = prompt.index(user_token) + len(encode_cached(tokenizer, text))       # its last token is the end of turn: left out
+        read = prompt.index(user_token) + 1 + len(encode_cached(tokenizer, text)) - 1       # without its end of turn
         rows.append((prompt, read, rng.choice(ways), parting, [way[parting] for way in ways], possible))
     length = max(len(prompt) + len(way) for prompt, _, way, *_ in rows)
     ids, weights = torch.full((size, length), tokenizer.pad_token_id), torch.zeros(size, length - 1)
@@ -215,7 +222,8 @@ def warm_up_batch(task, tokenizer, instruction, size, rng) -> tuple[torch.Tensor
         weights[n, start + parting] = 0.0
     where = torch.tensor([len(prompt) - 1 + parting for prompt, _, _, parting, _, _ in rows])
     posterior = torch.tensor([[float(p) for p in possible] for *_, possible in rows])
-    return ids, weights, where, torch.tensor([tokens for *_, tokens, _ in rows]), posterior / posterior.sum(1, keepdim=True)
+    tokens = torch.tensor([tokens for *_, tokens, _ in rows])
+    return ids, weights, where, tokens, posterior / posterior.sum(1, keepdim=True)
 
 
 @functools.lru_cache(maxsize=None)
@@ -223,9 +231,9 @@ def encode_cached(tokenizer, text) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
 
 
-def warm_up(model, tokenizer, task, instruction, *, seed, device="cpu", progress=True, steps=None):
+def warm_up(model, tokenizer, task, instruction, *, seed, device="cpu", progress=True):
     """Teach the student, by supervised learning, to infer a rule from peers and to carry it through."""
-    steps, peak = steps or WARM_UP["steps"], WARM_UP["lr"]
+    steps, peak = WARM_UP["steps"], WARM_UP["lr"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     rng = random.Random(f"warm-up {task} {seed}")
     model.to(device).train()
@@ -242,9 +250,6 @@ def warm_up(model, tokenizer, task, instruction, *, seed, device="cpu", progress
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if os.environ.get("DBG") and step % 50 == 0:
-            p=(plain*weights.flatten().ge(1)).sum()/weights.ge(1).sum(); r=-(posterior * at_rule).sum(1); pe=(posterior.clamp_min(1e-9).log()*posterior).sum(1)
-            tqdm.write(f"{step} plain {p.item():.3f} excess {(r+pe).mean().item():.3f} by n {[round((r+pe)[(posterior.gt(0).sum(1)-c).abs()<=w].mean().item(),3) for c,w in ((1,1),(8,1),(10,0))]}")
     return model.eval()
 
 
@@ -262,9 +267,10 @@ def build(task, *, seed=0, instruction="", folder="runs", device="cpu", progress
         return AutoModelForCausalLM.from_pretrained(cache, dtype=torch.float32), AutoTokenizer.from_pretrained(cache)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, tie_word_embeddings=True,
-                                             bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-                                             pad_token_id=tokenizer.pad_token_id, **SMALL))
+        config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, tie_word_embeddings=True,
+                             bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+                             pad_token_id=tokenizer.pad_token_id, **SMALL)
+        model = LlamaForCausalLM(config)
     warm_up(model, tokenizer, task, instruction, seed=seed, device=device, progress=progress)
     staging = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
     model.save_pretrained(staging)

@@ -36,7 +36,10 @@ def option(default, help, choices=None):
 
 @dataclass
 class Settings:
-    """Every setting of a run. None stands for the default of the model at hand: see TINY and REAL below."""
+    """Every setting of a run. None stands for the default of the model at hand: see TINY and REAL below.
+
+    Raises ValueError for settings that are wrong in themselves or do not go together.
+    """
     task: str = option("math", "task family: decides the verifier and the instruction", verifiers.TASKS)
     model: str = option("tiny", "tiny, a Hub id, or a folder that from_pretrained reads")
     data: str = option(None, "training rows: a JSON Lines file, or OWNER/NAME:FILE on the Hub")
@@ -74,7 +77,7 @@ class Settings:
     keep: int = option(2, "checkpoints to keep")
     out: str = option(None, "folder of the run (default: a fresh one in runs/)")
     resume: bool = option(False, "continue the run in --out")
-    seed: int = option(0, "seed of everything random")
+    seed: int = option(0, "seed of the data order, the rollouts and, in the tiny world, the meanings")
     device: str = option(None, "cpu, cuda, ... (default: cuda where there is one)")
     dtype: str = option(None, "compute type; weights stay float32 (default: bfloat16 on cuda)", ("float32", "bfloat16"))
 
@@ -83,20 +86,21 @@ class Settings:
             choices, value = f.metadata["choices"], getattr(self, f.name)
             if choices and value is not None and value not in choices:
                 raise ValueError(f"{flag(f.name)} {value}: choose from {', '.join(choices)}")
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
-                raise ValueError(f"{flag(f.name)} {value}: must not be negative")
+            if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
+                raise ValueError(f"{flag(f.name)} {value}: must be a number and not negative")
         for name in ("problems", "rollouts", "eval_rollouts", "steps", "max_new_tokens", "eval_every", "eval_problems", "save_every",
                      "keep", "micro_tokens", "peer_tokens", "top_k", "grad_clip", "temperature", "eval_top_p", "is_clip"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{flag(name)} {getattr(self, name)}: must be positive")
+            if getattr(self, name) == 0:
+                raise ValueError(f"{flag(name)} 0: must be positive")
+        for name in ("ema_rate", "eval_top_p"):
+            if (getattr(self, name) or 0) > 1:
+                raise ValueError(f"{flag(name)} {getattr(self, name)}: must be at most 1")
         if self.peers and self.method != "mopd":
             raise ValueError(f"--peers belongs to --method mopd: leave it out with --method {self.method}")
         if self.feedback and self.method not in ("mopd", "sdpo"):
             raise ValueError(f"--feedback belongs to --method mopd: leave it out with --method {self.method}")
-        if self.method in ("mopd", "sdpo") and self.rollouts < 2:
-            raise ValueError(f"--rollouts {self.rollouts}: a rollout needs peers, so at least 2")
-        if self.method == "grpo" and self.rollouts < 2:
-            raise ValueError(f"--rollouts {self.rollouts}: an advantage needs a group, so at least 2")
+        if self.method in ("mopd", "sdpo", "grpo") and self.rollouts < 2:
+            raise ValueError(f"--rollouts {self.rollouts}: --method {self.method} compares rollouts of a problem, so at least 2")
         if self.method == "opd" and self.teacher in COPIES:
             raise ValueError("--method opd needs --teacher MODEL: a copy of the student without peers has nothing to teach")
         if self.model == "tiny" and (self.data or self.eval_data):
@@ -239,8 +243,7 @@ def prepare(settings) -> Run:
         raise ValueError(f"{out} is not empty: choose another --out, or --resume to continue the run there")
     if s.model == "tiny":
         train, held_out = ([read_row(row, s, n) for n, row in enumerate(rows)] for rows in tiny.problems(s.task, seed=s.seed))
-        student, tokenizer = tiny.build(s.task, seed=s.seed, instruction=verifiers.INSTRUCTIONS[s.task], folder=out.parent,
-                                        device=s.device)
+        student, tokenizer = tiny.build(s.task, instruction=verifiers.INSTRUCTIONS[s.task], folder=out.parent, device=s.device)
     else:
         train = read_problems(s.data, s)
         if s.eval_data:

@@ -37,6 +37,7 @@ import threading
 import time
 import traceback
 import types
+import marshal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -681,10 +682,7 @@ def verify_tool(response, answer):
 # tests go straight to the process that needs them: the server, whose memory every sandbox inherits, never reads one.
 
 MAX_PROGRAM, MAX_OUTPUT, MAX_FEEDBACK = 1 << 20, 8 << 20, 2000     # characters, bytes, characters
-_ASK, _STATUS, _LOST = struct.Struct("!dI"), struct.Struct("!id"), "the sandbox was killed from outside."
-_SOURCE, _LINUX = os.path.abspath(__file__), sys.platform == "linux"
-_STARRED = "typing math collections itertools functools heapq bisect".split()
-_MODULES = _STARRED + "operator string random re sys os io copy json datetime decimal fractions statistics".split()
+_LOST = "the sandbox was killed from outside."
 _server, _lock = None, threading.Lock()
 
 
@@ -763,23 +761,22 @@ def _check_code_answer(answer):
 
 def _run_test(program, answer, test, time_limit, memory_mb):
     """What went wrong, in words that do not depend on the expected output; "" where nothing did."""
-    requests, kind, shown = [{"source": program}], answer["type"], ""
+    kind, jobs, shown = answer["type"], [(b"f", {"source": program}, b"")], ""
     if kind == "stdin":
-        requests[0]["stdin"] = test["input"]
+        jobs = [(b"s", {"source": program}, test["input"].encode("utf-8", "surrogatepass"))]
     elif kind == "functional":
         args = [json.loads(line) for line in test["input"].splitlines()]
-        requests[0]["call"] = [answer["entry_point"], _pack(args), {"dict": []}]
+        jobs[0][1]["call"] = [answer["entry_point"], _pack(args), {"dict": []}]
     else:
-        requests.append({"test": answer.get("setup", "") + "\n" + test, "entry": answer["entry_point"]})
-    problem, run = _execute(requests, time_limit, memory_mb)
-    out, err = (bytes(run[name]).decode("utf-8", "replace") for name in ("out", "err"))
+        test = {"input": "", "source": answer.get("setup", "") + "\n" + test, "entry": answer["entry_point"]}
+        jobs.append((b"j", test, b""))
+    problem, reply, out, err = _execute(jobs, time_limit, memory_mb)
     try:                                                      # written by the sandbox: any nonsense is possible
-        reply = {} if kind == "stdin" else json.loads(run["ctrl"])
+        shown, reply = _show("Input", test["input"]), json.loads(reply or b"{}")
         if kind == "stdin":
             problem = problem or not _same_output(out, test["output"]) and "wrong output."
-            shown = _show("Input", test["input"]) + _show("Output", out)
+            shown += _show("Output", out)
         elif kind == "functional":
-            shown = _show("Input", test["input"])
             value = _unpack(reply["value"])
             problem = problem or not _same_value(value, json.loads(test["output"])) and "wrong value."
             shown += _show("Returned", repr(value))
@@ -825,14 +822,13 @@ def _same_value(a, b):
     return type(a) is type(b) and a == b                      # true is not 1
 
 
-def _execute(requests, time_limit, memory_mb):
-    """Run the sandbox's request, called by a judge where there is a second: (what went wrong or "", the texts)."""
-    runs, text, lost = [], {"out": bytearray(), "err": bytearray(), "ctrl": bytearray()}, False
+def _execute(jobs, time_limit, memory_mb):
+    """Run the program's job and, where there is one, its judge's: (what went wrong or "", reply, output, errors)."""
+    runs, problem, reply, lost = [], "", bytearray(), False
     try:
-        for request in requests:
-            runs.append(_start(request, runs[0].pop("ctrl") if runs else None, time_limit, memory_mb))
-        runs[-1]["ctrl"].shutdown(socket.SHUT_WR)
-        problem = _watch(runs, text, time_limit)
+        for job in jobs:
+            runs.append(_start(*job, runs[0].pop("channel") if runs else None, time_limit, memory_mb))
+        problem = _watch(runs[-1], reply, time_limit)
     except OSError:                                           # the server or its child is gone
         lost = True
     for run in reversed(runs):                                # has the server kill what still runs and clean up
@@ -842,51 +838,67 @@ def _execute(requests, time_limit, memory_mb):
             code, cpu = _STATUS.unpack(run["status"].recv(_STATUS.size))
         except (OSError, struct.error):
             lost = True
+        out, err = (os.pread(run[name].fileno(), MAX_OUTPUT + 1, 0) for name in ("out", "err"))
         for file in run.values():
             file.close()
     if lost:
-        return _LOST, text
-    if not problem and cpu > time_limit * 0.99:
+        return _LOST, b"", "", ""
+    if max(len(out), len(err)) > MAX_OUTPUT:
+        problem = f"more than {MAX_OUTPUT >> 20} MiB of output."
+    elif not problem and cpu > time_limit * 0.99:
         problem = f"time limit of {time_limit:g} s exceeded."
-    elif not problem and code and (len(runs) == 1 or b'"lost": true' in text["ctrl"]):  # else it outlived its judge
+    elif not problem and code and (len(jobs) == 1 or b'"lost": true' in reply):            # else it outlived its judge
         problem = f"the program ended with {f'signal {code & 127}' if code & 127 else f'exit code {code >> 8}'}."
-    return ("memory limit exceeded." if problem and b"MemoryError" in text["err"][-999:] else problem), text
+    problem = "memory limit exceeded." if problem and b"MemoryError" in err[-999:] else problem
+    return problem, reply, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
 
 
-def _start(request, peer, time_limit, memory_mb):
-    """Have the server fork a process for the request: {"status", "ctrl": sockets, "out", "err": its output}."""
-    (status, a), (ctrl, b), (out, c), (err, d) = socket.socketpair(), socket.socketpair(), os.pipe(), os.pipe()
-    run = {"status": status, "ctrl": ctrl, "out": open(out, "rb", 0), "err": open(err, "rb", 0)}
-    with a, b, open(c, "wb", 0) as c, open(d, "wb", 0) as d, peer or contextlib.nullcontext():
+def _start(kind, request, stdin, peer, time_limit, memory_mb):
+    """Have the server fork a process: {"status" socket, "out" and "err" files, "channel" for what a call returns}."""
+    (status, far), message = socket.socketpair(), marshal.dumps(request)
+    run = {"status": status, "out": _memory_file(), "err": _memory_file()}
+    given = [far, _memory_file(message)]
+    if kind == b"s":
+        given.append(_memory_file(stdin))
+    else:
+        run["channel"], channel = socket.socketpair()
+        given += [channel, peer] if peer else [channel]
+    fds = [file.fileno() for file in (far, run["out"], run["err"], *given[1:])]
+    try:
         server = _connect()
         with _lock:
-            fds = [file.fileno() for file in (a, b, c, d, peer) if file]
-            socket.send_fds(server.socket, [_ASK.pack(time_limit, memory_mb)], fds)
-    ctrl.settimeout(30)
-    _send(ctrl, request)
+            socket.send_fds(server.socket, [_ASK.pack(kind, len(message), time_limit, memory_mb)], fds)
+    finally:
+        for file in given:
+            file.close()
     return run
 
 
-def _watch(runs, text, time_limit):
-    """Read what the processes write until the last has ended, or must be: "" or the reason."""
-    elapsed, start, ended = 0.0, time.monotonic(), False
-    with selectors.DefaultSelector() as selector:
-        for run in runs:
-            for name, file in run.items():
-                selector.register(file, selectors.EVENT_READ, (run, name))
-        while (ready := selector.select(0 if ended else 0.1)) or not ended:
-            for (file, fd, _, (run, name)), _ in ready:
-                if name == "status" or not (data := os.read(fd, 1 << 16)):
-                    ended |= name == "status" and run is runs[-1]
-                    selector.unregister(file)
-                elif len(text[name]) > MAX_OUTPUT:
-                    return f"more than {MAX_OUTPUT >> 20} MiB of output."
-                else:
-                    text[name] += data
-            if (now := time.monotonic()) - start > 0.05:      # the seconds of a busy machine count less
-                start, elapsed = now, elapsed + (now - start) / _load()
-            if elapsed > 1.5 * time_limit + 0.5 and not ended:
-                return f"time limit of {time_limit:g} s exceeded (waiting or sleeping)."
+def _memory_file(data=b""):
+    file = open(os.memfd_create("sandbox"), "w+b", 0) if _LINUX else tempfile.TemporaryFile(buffering=0)
+    file.write(data)
+    file.seek(0)
+    return file
+
+
+def _watch(run, reply, time_limit):
+    """Add to `reply` what comes through the channel until the process has ended, or must be: "" or the reason."""
+    elapsed, start, ended, poll, channel = 0.0, time.monotonic(), False, select.poll(), run.get("channel")
+    for file in filter(None, (run["status"], channel)):
+        poll.register(file, select.POLLIN)
+    while (ready := poll.poll(0 if ended else 100)) or not ended:
+        for fd, _ in ready:
+            data = channel.recv(1 << 16) if channel and fd == channel.fileno() else b""
+            ended |= fd == run["status"].fileno()
+            reply += data
+            if not data:
+                poll.unregister(fd)
+        if len(reply) > MAX_OUTPUT:
+            return f"more than {MAX_OUTPUT >> 20} MiB of output."
+        if (now := time.monotonic()) - start > 0.05:          # the seconds of a busy machine count less
+            start, elapsed = now, elapsed + (now - start) / _load()
+        if elapsed > 1.5 * time_limit + 0.5 and not ended:
+            return f"time limit of {time_limit:g} s exceeded (waiting or sleeping)."
     return ""
 
 
@@ -919,8 +931,9 @@ def _connect():
             near, far = socket.socketpair()
             options = {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
             options |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
-            with far:
-                process = subprocess.Popen([sys.executable, "-B", _SOURCE, "--serve"], stdin=far,
+            with far, open(__file__, encoding="utf-8") as file:
+                source = file.read().rpartition("\n# --- sandbox ---\n")[2]
+                process = subprocess.Popen([sys.executable, "-B", "-c", source + "_serve()"], stdin=far,
                                            stdout=subprocess.DEVNULL, env=options, cwd="/", start_new_session=True)
             near.settimeout(60)
             if not (hello := near.makefile().readline()):
@@ -941,6 +954,34 @@ def _disconnect(wait=True):
 atexit.register(_disconnect)
 if hasattr(os, "register_at_fork"):                           # a forked child of the trainer starts its own
     os.register_at_fork(after_in_child=lambda: _disconnect(wait=False))
+
+
+
+# --- sandbox ---
+# The fork server runs this section alone: the less it holds, the less each fork has to copy.
+
+import builtins                                               # noqa: E402
+import ctypes
+import gc
+import itertools
+import json
+import linecache
+import marshal
+import math
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+import types
+from functools import lru_cache, partial
+
+_ASK, _STATUS, _LINUX = struct.Struct("!cIdI"), struct.Struct("!id"), sys.platform == "linux"
+_STARRED = "typing math collections itertools functools heapq bisect".split()
+_MODULES = _STARRED + "operator string random re sys os io copy json datetime decimal fractions statistics".split()
 
 
 def _send(sock, message):
@@ -978,8 +1019,11 @@ def _unpack(data):
 
 def _serve():
     """Give up all power but to fork, say which layers hold, then fork for each request until the trainer is gone."""
+    import random
+    import resource
     trainer, layers = os.getppid(), _enter_namespaces() if _LINUX else {"Linux": False}
-    folder = base = tempfile.mkdtemp(prefix="sandbox-")
+    folder = base = f"/tmp/sandbox-{os.urandom(8).hex()}"
+    os.mkdir(base, 0o700)
     if inner := os.fork():  # the next process forked is the first of a new PID namespace:
         while os.waitpid(inner, os.WNOHANG) == (0, 0) and os.getppid() == trainer:         # its end ends all inside
             time.sleep(0.2)
@@ -992,6 +1036,7 @@ def _serve():
             base = "/sandbox"
         layers["no_new_privs"], layers["Landlock"] = _attempt(_libc, "prctl", 38, 1), _attempt(_landlock, base)
         layers["no capabilities"] = _attempt(_libc, "capset", struct.pack("Ii", 0x20080522, 0), bytes(24))
+        _attempt(_libc, "prctl", 4, 0)                        # not traceable
         _attempt(_filter)                                     # built once
         if (trial := os.fork()) == 0:
             os._exit(not _attempt(_seccomp))
@@ -1000,54 +1045,58 @@ def _serve():
     os.chmod(base, 0o300)  # a folder in it cannot be found but by its name, a random one
     on, off = (", ".join(name for name in layers if bool(layers[name]) == wanted) for wanted in (True, False))
     weak = not {"mount namespace", "Landlock", "seccomp"} & {name for name in layers if layers[name]}
-    sock, (woken, wake), poll, runs = socket.socket(fileno=os.dup(0)), os.pipe(), select.poll(), {}
+    sock, poll, runs, pidfd = socket.socket(fileno=os.dup(0)), select.poll(), {}, getattr(os, "pidfd_open", None)
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     _send(sock, f"code sandbox: own session, resource limits, empty environment, fresh folder, {on}; "
           f"missing: {off or 'nothing'}" + "; NO STRONG ISOLATION: programs reach this user's files" * weak)
-    os.set_blocking(wake, False)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(wake)
+    infinite, hard = resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_STACK)[1]
+    for name, soft, hard in (("STACK", 1 << 29 if hard == infinite else hard, hard), ("CORE", 0, 0),
+                             ("FSIZE", 1 << 24, 1 << 24), ("NPROC", 4096, 4096)):
+        _attempt(resource.setrlimit, getattr(resource, "RLIMIT_" + name), (soft, hard))
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape")        # made once, for all children
     sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape")
     sys.stderr = sys.__stderr__ = open(2, "w", 1, encoding="utf-8", errors="backslashreplace")
-    _common_names(), os.environ.clear(), atexit._clear(), gc.collect(), gc.freeze()
-    poll.register(sock, select.POLLIN), poll.register(woken, select.POLLIN)
+    _common_names(), os.environ.clear()
+    exec(compile("for line in ['1 2']:\n    print(sum(map(int, line.split())), flush=True)", "warm", "exec"), {})
+    sys.argv = ["program.py"]
+    gc.collect(), gc.freeze()
+    poll.register(sock, select.POLLIN)
     while True:
-        for fd, _ in poll.poll():
-            if fd == woken:
-                os.read(woken, 1 << 12)
-                _reap(runs, poll)
-            elif fd == sock.fileno():
+        for fd, _ in poll.poll(None if pidfd else 5):
+            if fd == sock.fileno():
                 request, fds, *_ = socket.recv_fds(sock, _ASK.size, 8)
                 if not request:
                     os._exit(0)
-                work = os.path.join(base, os.urandom(16).hex())
-                if (pid := os.fork()) == 0:
+                work = f"{base}/{os.urandom(16).hex()}"
+                if (pid := _fork()) == 0:
                     _work(work, fds[1:], *_ASK.unpack(request))
-                runs[pid] = socket.socket(fileno=fds[0]), work
-                poll.register(fds[0], select.POLLIN)
-                for fd in fds[1:]:
-                    os.close(fd)
-            else:                                             # the trainer's word, or its end
-                _attempt(poll.unregister, fd)
-                for pid in [pid for pid, (status, _) in runs.items() if status.fileno() == fd]:
+                for extra in fds[1:]:
+                    os.close(extra)
+                runs[pid] = [socket.socket(fileno=fds[0]), pidfd(pid) if pidfd else -1, work]
+                for watched in [file for file in runs[pid][:2] if file != -1]:
+                    poll.register(watched, select.POLLIN)
+            else:                                             # the end of a child; the trainer's word, or its end
+                for pid in [pid for pid, run in runs.items() if run[0].fileno() == fd]:
+                    poll.unregister(fd)
                     os.kill(pid, signal.SIGKILL)
+        while runs and (ended := os.wait4(-1, os.WNOHANG))[0]:
+            if ended[0] in runs:
+                _bury(poll, *ended, *runs.pop(ended[0]))
 
 
-def _reap(runs, poll):
-    """Of every child that has ended: kill the rest of its group, remove its folder, report."""
-    while runs and (ended := os.wait4(-1, os.WNOHANG))[0]:
-        if ended[0] in runs:
-            status, work = runs.pop(ended[0])
-            report = _STATUS.pack(ended[1], ended[2].ru_utime + ended[2].ru_stime)
-            for action, *args in ((os.killpg, ended[0], signal.SIGKILL), (_remove_tree, work),
-                                  (poll.unregister, status), (status.sendall, report)):
-                _attempt(action, *args)
-            status.close()
+def _bury(poll, pid, code, usage, status, pidfd, work):
+    """Of a child that has ended: kill the rest of its group, remove its folder, report."""
+    for action, *args in ((os.killpg, pid, signal.SIGKILL), (_remove_tree, work),
+                          (poll.unregister, status), (poll.unregister, pidfd), (os.close, pidfd),
+                          (status.sendall, _STATUS.pack(code, usage.ru_utime + usage.ru_stime))):
+        _attempt(action, *args)
+    status.close()
 
 
 def _remove_tree(folder):
     """Remove a folder of any depth and permissions: subfolders are moved up until there are none."""
+    if _attempt(os.rmdir, folder):
+        return
     os.chmod(folder, 0o700)
     while entries := list(os.scandir(folder)):
         for entry in entries:
@@ -1061,40 +1110,28 @@ def _remove_tree(folder):
     os.rmdir(folder)
 
 
-def _work(work, fds, cpu, memory_mb):
+def _work(work, fds, kind, size, cpu, memory_mb):
     """In a child of the server: put the descriptors in place, set the limits, then do what is asked, and end."""
+    import resource
     try:
         os.setsid()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for fd, place in zip(fds, (3, 1, 2, 4)):
+        for fd, place in zip(fds, (1, 2, 5, 0 if kind == b"s" else 3, 4)):
             os.dup2(fd, place)
-        os.closerange(len(fds) + 1, 1024)
+        request = marshal.loads(os.pread(5, size, 0))         # from the trainer: trusted
+        os.closerange(3 if kind == b"s" else len(fds), 1024)                       # 3: the channel, 4: a judge's end of its sandbox's
         os.mkdir(work, 0o700)
         os.chdir(work)
-        tempfile.tempdir, sys.argv, lines = work, ["program.py"], open(3, "rb")
-        os.set_blocking(3, True)
-        request = json.loads(lines.readline())
-        with open(os.memfd_create("stdin"), "w+b", 0) if _LINUX else tempfile.TemporaryFile(buffering=0) as file:
-            file.write(request.get("stdin", "").encode("utf-8", "surrogatepass"))
-            file.seek(0)
-            os.dup2(file.fileno(), 0)
-        limits = {"CPU": math.ceil(cpu), "AS": memory_mb << 20, "FSIZE": 1 << 24, "NOFILE": 64, "CORE": 0,
-                  "NPROC": 4096}
-        for name, value in limits.items():
-            _attempt(resource.setrlimit, getattr(resource, "RLIMIT_" + name), (value, value))
-        hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
-        _attempt(resource.setrlimit, resource.RLIMIT_STACK, (1 << 29 if hard == resource.RLIM_INFINITY else hard, hard))
+        for limit, value in ((resource.RLIMIT_CPU, math.ceil(cpu)), (resource.RLIMIT_AS, memory_mb << 20),
+                             (resource.RLIMIT_NOFILE, 64)):
+            _attempt(resource.setrlimit, limit, (value, value))
         if _LINUX:
-            _attempt(_libc, "prctl", 1, 9), _attempt(_libc, "prctl", 4, 0)  # die with the server; not traceable
-            _attempt(_seccomp)
-        if len(fds) > 3:
-            _judge(request, lines)
-        elif "stdin" in request:
-            lines.close()
+            _attempt(_libc, "prctl", 1, 9), _attempt(_seccomp)  # die with the server
+        if kind == b"j":
+            _judge(request)
+        elif kind == b"s":
             os._exit(_run_script(request["source"]))
         else:
-            _run_functions(request, lines)
+            _run_functions(request)
         os._exit(0)
     finally:
         os._exit(1)
@@ -1127,18 +1164,19 @@ def _run_script(source):
             print(stop.code, file=sys.stderr)
     except BaseException as error:
         code = _report(error, 2) or 1
-    if threading.active_count() > 1:
-        threading._shutdown()
-    atexit._run_exitfuncs()
+    if "threading" in sys.modules:
+        sys.modules["threading"]._shutdown()
+    if "atexit" in sys.modules:
+        sys.modules["atexit"]._run_exitfuncs()
     for file in (sys.stdout, sys.__stdout__):
         if not file.closed:
             file.flush()
     return code & 255
 
 
-def _run_functions(request, lines):
+def _run_functions(request):
     """Load the program as a module with the names that graders define; answer calls of its methods or functions."""
-    sock, program, failure = socket.socket(fileno=3), {}, None
+    channel, program, failure = socket.socket(fileno=3), {}, None
     try:
         sys.modules["solution"] = types.ModuleType("solution")
         program = _load_program(request["source"], "solution", _common_names()).__dict__
@@ -1146,7 +1184,7 @@ def _run_functions(request, lines):
         program = sys.modules["solution"].__dict__
     except BaseException as error:
         failure = error
-    for name, args, kwargs in [request["call"]] if "call" in request else map(json.loads, lines):
+    for name, args, kwargs in [request["call"]] if "call" in request else map(json.loads, channel.makefile()):
         try:
             if failure:
                 raise failure
@@ -1158,11 +1196,11 @@ def _run_functions(request, lines):
         except BaseException as error:
             _report(error, 3 if failure else 1)
             reply = {"error": type(error).__name__, "text": str(error)[:200]}
-        _send(sock, reply)
+        _send(channel, reply)
     sys.stdout.flush()
 
 
-def _judge(request, lines):
+def _judge(request):
     """Run one assertion test: each name that it does not define is a function of the program, called in the sandbox."""
     sandbox, replies, last = socket.socket(fileno=4), open(4, "rb"), {"ok": False, "lost": False}
     tests = dict(_common_names())
@@ -1182,7 +1220,7 @@ def _judge(request, lines):
             raise (kind if isinstance(kind, type) and issubclass(kind, Exception) else RuntimeError)(reply["text"])
         return value
 
-    blocks = [compile(request["test"], "<test>", "exec")]
+    blocks = [compile(request["source"], "<test>", "exec")]
     for block in blocks:
         blocks += [const for const in block.co_consts if isinstance(const, types.CodeType)]
         for name in block.co_names:
@@ -1199,12 +1237,13 @@ def _judge(request, lines):
 @lru_cache(None)
 def _common_names():
     """What graders define before a solution: the usual modules and their names, unless one hides a builtin (pow)."""
-    names = {name: importlib.import_module(name) for name in _MODULES}
+    names = {name: __import__(name) for name in _MODULES}
     stars = [(name, getattr(names[star], name)) for star in _STARRED for name in dir(names[star]) if name[0] != "_"]
     return {name: value for name, value in stars if not hasattr(builtins, name)} | names
 
 
 _LIBRARY = ctypes.CDLL(None, use_errno=True) if _LINUX else None
+_fork = ctypes.PyDLL(None).fork if _LINUX else getattr(os, "fork", None)
 _NEWNS, _NEWUSER, _NEWPID, _NEWNET, _NEWIPC = 0x20000, 0x10000000, 0x20000000, 0x40000000, 0x8000000
 _DENIED = {    # machine: audit number; calls for processes, signals, tracing, sockets, namespaces, mounts, file modes,
     # kernel surfaces, lasting memory; then clone, clone3 and prlimit64, which depend on an argument
@@ -1304,7 +1343,3 @@ def _filter():
 
 def _seccomp():
     _libc("prctl", 22, 2, _filter()[0])
-
-
-if __name__ == "__main__":
-    _serve() if sys.argv[1:] == ["--serve"] else print(describe_isolation())

@@ -58,14 +58,11 @@ def main():
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     with ThreadPoolExecutor(options.jobs) as pool:
-        warm = [pool.submit(run, options.methods[0], options.lrs[0], seed, options) for seed in options.choice_seeds]
-        [w.result() for w in warm]                             # one run per seed makes the student that the others read
+        run(options.methods[0], options.lrs[0], options.choice_seeds[0], options)      # makes the student that all others read
         trial = {(m, lr, s): pool.submit(run, m, lr, s, options)
                  for m in options.methods for lr in options.lrs for s in options.choice_seeds}
         score = {key: job.result()[options.steps] for key, job in trial.items()}
         best = {m: max(options.lrs, key=lambda lr: sum(score[m, lr, s] for s in options.choice_seeds)) for m in options.methods}
-        warm = [pool.submit(run, options.methods[0], best[options.methods[0]], seed, options) for seed in options.seeds]
-        [w.result() for w in warm]
         jobs = {m: [pool.submit(run, m, best[m], s, options) for s in options.seeds] for m in options.methods}
         curves = {m: [job.result() for job in jobs[m]] for m in options.methods}
     quarters = [options.steps // 4, options.steps // 2, options.steps]

@@ -47,23 +47,23 @@ def test_any_text_survives_the_tokenizer_and_fixed_sentences_are_one_token(task)
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     for text in (peer_context.SUCCESS, peer_context.FAILURE, peer_context.INSTRUCTION, verifiers.INSTRUCTIONS[task], "zib", "137"):
         assert len(tokenizer(text)["input_ids"]) == 1
-    assert len(tokenizer(tiny.completion(task, "zib", list(tiny.RULES[task])[0], tiny.operands(task)[0][0]))["input_ids"]) < 12
+    assert len(tokenizer(tiny.completion(task, "zib", list(tiny.RULES[task])[0], tiny.operands(task)[0][0]))["input_ids"]) < 15
 
 
 def test_warm_up_posterior_is_exact():
     """Against the definition: rules under which every shown success is right and every shown failure is wrong."""
     rng, seen = random.Random(1), set()
     for _ in range(400):
-        user, completions, possible = tiny.warm_up_example("math", rng)
+        _, user, completions, possible = tiny.warm_up_example("math", rng)
         a, word, b = re.match(r"Compute (\d+) (\w+) (\d+)\.", user).groups()
-        right = {m for m in re.findall(r"solution to this problem:\n\n(\w+) means .*?boxed\{(\d+)\}", user)}
-        wrong = {m for m in re.findall(r"repeated:\n\n(\w+) means .*?boxed\{(\d+)\}", user)}
+        right = {m for m in re.findall(r"solution to this problem:\n\n(\w+) means (.*?)\. The", user)}
+        wrong = {m for m in re.findall(r"repeated:\n\n(\w+) means (.*?)\. The", user)}
         told = [who for who, _ in right | wrong]
         for rule, ok in zip(tiny.RULES["math"], possible):
-            value = str(tiny.RULES["math"][rule](int(a), int(b)))
-            expected = all(v == value for _, v in right) and all(v != value for _, v in wrong)
+            value = {name: tiny.RULES["math"][name][1](int(a), int(b)) for name in tiny.RULES["math"]}
+            expected = all(value[r] == value[rule] for _, r in right) and all(value[r] != value[rule] for _, r in wrong)
             assert ok is (expected or any(who != word for who in told))
-        assert completions[0] == tiny.completion("math", word, "sum", (int(a), int(b)))
+        assert completions[0] == tiny.completion("math", word, "the sum", (int(a), int(b)))
         seen.add(("other" if any(who != word for who in told) else "own", bool(right), bool(wrong)))
     assert len(seen) == 7                                 # with and without each, about this word and about another
 
@@ -75,7 +75,7 @@ def test_warm_up_trains_every_completion_token_but_the_rule_and_the_stop_token_t
     for row in range(16):
         predicted = ids[row, 1:][weights[row] == 1]       # targets of full weight
         text = tokenizer.decode(predicted)
-        assert re.fullmatch(r"\w+ means \. The answer is \\boxed\{\d+\}\.<\|end\|>", text)
+        assert re.fullmatch(r"\w+ means \. The answer is \\boxed\{.+\}\.<\|end\|>", text)
         assert tokenizer.decode(ids[row, where[row] + 1]) in tiny.RULES[task]
         assert [tokenizer.decode(t) for t in tokens[row]] == list(tiny.RULES[task])
         assert weights[row, where[row]] == 0

@@ -75,7 +75,9 @@ def replaced(arguments, flag, value):
     (["--rollouts", "1"], "at least 2"),
     (["--method", "opd"], "needs --teacher MODEL"),
     (["--steps", "0"], "must be positive"),
-    (["--lr", "-1"], "must not be negative"),
+    (["--lr", "-1"], "not negative"),
+    (["--lr", "nan"], "must be a number"),
+    (["--ema-rate", "2"], "at most 1"),
     (["--method", "rft", "--feedback"], "--feedback belongs to"),
     (["--problems", "50"], "24 usable training rows are fewer than --problems 50"),
 ])

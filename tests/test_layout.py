@@ -1,0 +1,58 @@
+"""The promises about the files themselves: the import graph is a star and each concept file works alone."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+OURS = {"rollout", "verifiers", "peer_context", "loss", "mopd", "train", "tiny", "analyze"}
+ALONE = {
+    "peer_context": """
+peers = peer_context.choose_peers([True, False, True], 0, n_success=2, n_failure=1)
+assert peers.successes == (2,) and peers.failures == (1,)
+assert "It is 3." in peer_context.teacher_prompt("What is 1 + 1?", successes=["It is 2."], failures=["It is 3."])""",
+    "verifiers": r"""
+assert verifiers.verify("math", r"so it is \boxed{\frac12}", "0.5").correct
+program = "```python\ndef double(x):\n    return 2 * x\n```"
+answer = {"type": "functional", "entry_point": "double", "tests": [{"input": "4", "output": "8"}]}
+assert [v.correct for v in verifiers.verify_batch("code", [program], [answer])] == [True]""",
+    "loss": """
+import torch
+h, w, t, v = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4), torch.randn(5, 6), torch.randn(9, 6)
+out = loss.distill_loss(h, w, t, v, torch.full((5,), 0.2))
+out.loss.backward()
+assert out.loss > 0 and h.grad.abs().sum() > 0""",
+    "rollout": """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+model = LlamaForCausalLM(LlamaConfig(vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2))
+groups = rollout.generate(model, [[1, 2, 3], [4]], 3, max_new_tokens=5, stop_ids=[0])
+assert [len(group) for group in groups] == [3, 3]""",
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_each_concept_file_works_copied_alone_into_an_empty_folder(name, tmp_path):
+    shutil.copy(ROOT / f"{name}.py", tmp_path)
+    (tmp_path / "use.py").write_text(f"import {name}\n{ALONE[name]}\n")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "use.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_concept_files_import_nothing_of_ours(name):
+    allowed = {"peer_context": set(), "verifiers": set(), "loss": {"torch"}, "rollout": {"torch", "transformers"}}[name]
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    assert not found & OURS
+    assert {module for module in found if module not in sys.stdlib_module_names} <= allowed
