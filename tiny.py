@@ -40,7 +40,7 @@ CHAT = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% e
         "{% if add_generation_prompt %}<|assistant|>{% endif %}")
 END = "<|end|>"
 SMALL = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4)
-WARM_UP = dict(steps=600, batch=48, lr=3e-3)
+WARM_UP = dict(steps=500, batch=48, lr=3e-3)
 PEER_WEIGHT = 0.3
 
 

@@ -127,8 +127,8 @@ class Settings:
 
 COPIES = ("ema", "frozen", "current")                            # teachers that are the student itself or a copy of it
 # Defaults that depend on the model: right for the tiny world, and the paper's (EMA 0.05, lr 1e-5, evaluation at 0.6 / 0.95).
-TINY = dict(steps=100, max_new_tokens=32, lr=1e-3, ema_rate=0.02, peer_tokens=64, micro_tokens=16384,
-            eval_every=25, eval_problems=64, eval_temperature=1.0, eval_top_p=1.0)
+TINY = dict(steps=60, max_new_tokens=32, lr=1e-3, ema_rate=0.02, peer_tokens=64, micro_tokens=4096,
+            eval_every=15, eval_problems=64, eval_temperature=1.0, eval_top_p=1.0)
 REAL = dict(steps=200, max_new_tokens=1024, lr=1e-5, ema_rate=0.05, peer_tokens=1024, micro_tokens=8192,
             eval_every=20, eval_problems=256, eval_temperature=0.6, eval_top_p=0.95)
 MAY_CHANGE = ("steps", "eval_every", "eval_problems", "eval_rollouts", "eval_temperature", "eval_top_p", "save_every", "keep", "out",

@@ -1,33 +1,33 @@
 r"""Rule-based verifiers for math, science multiple choice, tool use and code: response and gold answer in, Verdict out.
 
 Needs the standard library only; knows nothing of models, tokenizers or training. Its input is text from a model that is
-optimised against it: no model text is evaluated outside the sandbox, scans are linear, every recursion and every integer has
-a bound, and feedback is made from the response alone: the gold answer only decides whether there is any.
+optimised against it: no model text is evaluated outside the sandbox, scans are linear, every recursion and every
+integer has a bound, and feedback is made from the response alone: the gold answer only decides whether there is any.
 
-Math is compared by value. A recursive-descent parser for LaTeX and plain notation builds a tree; numbers are exact fractions;
-variables, roots and functions are evaluated at random real points (one where neither side is real says nothing, so that
-\sqrt{x^3} is x\sqrt{x}, and |x| is not x). Floats are equal within 1e-11; a long decimal never equals an irrational number.
+Math is compared by value. A recursive-descent parser for LaTeX and plain notation builds a tree; numbers are exact
+fractions; variables, roots and functions are evaluated at random real points (one where neither side is real says
+nothing, so that \sqrt{x^3} is x\sqrt{x}, and |x| is not x). Floats are equal within 1e-11; a long decimal never equals
+an irrational number.
+
+Programs run in children of a fork server, which is the last section of this file given to a clean interpreter. They get
+inputs and give outputs; what is expected stays in this process, but for assertions, which a trusted child holds while
+it calls the program's functions in another. On Linux the server enters new user, network, IPC, PID and mount namespaces
+(its root is the interpreter, read-only, and one scratch folder), gives up all capabilities and restricts itself by
+Landlock; each child adds its own session, limits and a seccomp filter (no processes, signals, sockets, tracing). Each
+layer is used where the system allows; describe_isolation() names those that hold and those that are missing.
 
     verify("math", r"so it is \boxed{\frac12}", "0.5")       # Verdict(correct=True, answer='\\frac12', feedback='')
 """
 
 import atexit
-import builtins
 import cmath
-import contextlib
-import ctypes
-import gc
-import importlib
-import itertools
 import json
-import linecache
+import marshal
 import math
 import os
 import random
 import re
 import select
-import selectors
-import signal
 import socket
 import struct
 import subprocess
@@ -35,19 +35,11 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
-import types
-import marshal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache, partial
+from functools import lru_cache
 from types import SimpleNamespace
-
-try:
-    import resource
-except ImportError:                                           # Windows
-    resource = None
 
 TASKS = ("math", "code", "science", "tool")
 INSTRUCTIONS = {  # what the prompt asks for, beside the code that reads it
@@ -67,9 +59,10 @@ class Verdict:
 
 
 def verify(task, response, answer):
-    """Verdict on any response text. ValueError for an unknown task or a gold `answer` of the wrong form, for nothing else."""
+    """Verdict on any response text. ValueError for an unknown task or a gold `answer` of the wrong form only."""
     check_answer(task, answer)
-    return {"math": verify_math, "science": verify_science, "tool": verify_tool, "code": verify_code}[task](response, answer)
+    judges = {"math": verify_math, "science": verify_science, "tool": verify_tool, "code": verify_code}
+    return judges[task](response, answer)
 
 
 def check_answer(task, answer):
@@ -85,7 +78,7 @@ def check_answer(task, answer):
 
 
 def _visible(text):
-    """Text outside <think>...</think>: a lone </think> hides all before it (the prompt opened it), an unclosed one the rest."""
+    """Text outside <think>...</think>: a lone </think> hides all before it, an unclosed <think> all that follows."""
     shown, start, hidden = [], 0, False
     for tag in re.finditer("</?think>", text):
         if not hidden and tag[0] == "<think>":
@@ -103,26 +96,28 @@ MAX_DEPTH = 25        # nested brackets, each about ten Python frames
 MAX_BITS = 20_000     # of any integer on the way: 2004! has 19,089
 MAX_WORK = 4_000_000  # bits of all integers on the way, together
 _UNITS = {word: line.split()[0] for line in (
-    "mm", "cm centimeter centimeters", "m meter meters", "km kilometer kilometers", "in inch inches", "ft foot feet", "yd yard yards",
-    "mi mile miles", "g gram grams", "kg kilogram kilograms", "lb lbs pound pounds", "oz ounce ounces", "sec s second seconds",
-    "min minute minutes", "hr h hour hours", "day days", "week weeks", "month months", "year years", "usd dollar dollars",
-    "cent cents", "euro euros", "ml", "mph", "am", "pm") for word in line.split()}
-_WORDS = {word: n for n, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())}
+    "mm", "cm centimeter centimeters", "m meter meters", "km kilometer kilometers", "in inch inches", "ft foot feet",
+    "yd yard yards", "mi mile miles", "g gram grams", "kg kilogram kilograms", "lb lbs pound pounds", "oz ounce ounces",
+    "sec s second seconds", "min minute minutes", "hr h hour hours", "day days", "week weeks", "month months",
+    "year years", "usd dollar dollars", "cent cents", "euro euros", "ml", "mph", "am", "pm") for word in line.split()}
+_NUMERALS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _TRIG = {"sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "sec": lambda z: 1 / cmath.cos(z),
          "csc": lambda z: 1 / cmath.sin(z), "cot": lambda z: 1 / cmath.tan(z)}
-_FUNCTIONS = {**_TRIG, "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "sinh": cmath.sinh, "cosh": cmath.cosh,
-              "tanh": cmath.tanh, "log": cmath.log10, "ln": cmath.log, "exp": cmath.exp, "abs": abs}
+_FUNCTIONS = {**_TRIG, "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "sinh": cmath.sinh,
+              "cosh": cmath.cosh, "tanh": cmath.tanh, "log": cmath.log10, "ln": cmath.log, "exp": cmath.exp, "abs": abs}
 _SAME = dict(pair.split(":", 1) for pair in (
-    r"dfrac:frac tfrac:frac cfrac:frac dbinom:binom tbinom:binom times:* cdot:* ast:* div:/ leq:≤ le:≤ leqslant:≤ geq:≥ ge:≥ lt:< gt:> "
-    r"geqslant:≥ ne:≠ neq:≠ approx:≈ in:∈ cup:∪ pm:± mp:∓ lvert:| rvert:| vert:| langle:( rangle:) lbrack:[ rbrack:] lbrace:\{ rbrace:\} "
-    r"infinity:infty inf:infty oo:infty varnothing:emptyset degree:° degrees:° percent:% \%:% **:^ <=:≤ >=:≥ !=:≠ ;:,").split())
+    r"dfrac:frac tfrac:frac cfrac:frac dbinom:binom tbinom:binom times:* cdot:* ast:* div:/ leq:≤ le:≤ leqslant:≤ "
+    r"geq:≥ ge:≥ geqslant:≥ lt:< gt:> ne:≠ neq:≠ approx:≈ in:∈ cup:∪ pm:± mp:∓ lvert:| rvert:| vert:| langle:( "
+    r"rangle:) lbrack:[ rbrack:] lbrace:\{ rbrace:\} infinity:infty inf:infty oo:infty varnothing:emptyset degree:° "
+    r"degrees:° percent:% \%:% **:^ <=:≤ >=:≥ !=:≠ ;:,").split())
 _SYMBOLS = {*r"frac binom sqrt \{ \} * / ≤ ≥ < > ≠ ≈ ∈ ∪ ± ∓ | ( ) [ ] ° %".split()}
 _TEXT = "text|mbox|hbox|textbf|textit|textrm|textsf|textnormal|mathrm|mathsf|operatorname"
-_IGNORED = {*"left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle quad qquad limits boxed fbox framebox mathbf mathit "
-            "mathbb mathcal boldsymbol bm bf rm pounds euro".split(), *_TEXT.split("|")}
-_UNICODE = {"−": "-", "–": "-", "×": "*", "·": "*", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "²": "^2", "³": "^3",
-            "½": r"\frac{1}{2}", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "~": " ", "$": "", "€": "", "£": "", '"': ""}
+_IGNORED = {*"left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle quad qquad limits boxed".split(),
+            *"fbox framebox mathbf mathit mathbb mathcal boldsymbol bm bf rm pounds euro".split(), *_TEXT.split("|")}
+_UNICODE = {"−": "-", "–": "-", "×": "*", "·": "*", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ",
+            "²": "^2", "³": "^3", "½": r"\frac{1}{2}", **dict.fromkeys("\u00a0\u2009\u202f~", " "),
+            **dict.fromkeys('$€£"', "")}
 
 
 def _mixed(m):
@@ -133,14 +128,15 @@ _REWRITES = [(re.compile(pattern), new) for pattern, new in (
     (r"\\\$", "¤"), ("[" + "".join(_UNICODE) + "]", lambda m: _UNICODE[m[0]]),
     (r"\^\s*\{?\s*(?:\\circ|\\degree|°)\s*\}?", "°"), (r"\\[hv]?phantom\s*(?:\{[^{}]*\}|.)", ""),
     (r"(?<=[A-Za-z]{2})\.(?=\s)", ""), (r"\b([aApP])\.\s?([mM])\b\.?", r"\1\2"),
-    (r"\\begin\s*\{(?:[pb]?matrix|array\}\s*\{[^{}]*)\}", "⟦"), (r"(?:\\\\\s*)?\\end\s*\{(?:[pb]?matrix|array)\}", "⟧"),
+    (r"\\begin\s*\{(?:[pb]?matrix|array\}\s*\{[^{}]*)\}", "⟦"),
+    (r"(?:\\\\\s*)?\\end\s*\{(?:[pb]?matrix|array)\}", "⟧"),
     (r"(?<![\d.])\d{1,3}(?:(?:\{,\}|, ?\\! ?|\\[,;:! ] ?| |')\d{3})+(?!\d)", lambda m: re.sub(r"\D", "", m[0])),
     (r"(\\[dtc]?frac)\s*(\d)", r"\1{\2}"), (r"(\\[dtc]?frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
     (r"(?<![\d.^_a-zA-Z])(?<!sqrt )(\d+)\s*\\[dtc]?frac\s*\{(\d+)\}\s*\{(\d+)\}", _mixed),  # 2\frac{1}{3} is a sum
     (r"(?<![\d^_.])(\d+)\s+(\d+)\s*/\s*(\d+)(?!\d)", _mixed),
     (r"\\(?:text|mathrm)\s*\{\s*([\dA-Z]*\d[\dA-Z]*)\s*\}\s*_", r"\1_"),  # digits of a base
     (rf"\\(?:{_TEXT})\s*\{{([^{{}}]*)\}}", lambda m: re.sub("[A-Za-z]+", r'"\g<0>"', f" {m[1]} ")))]
-_JOINED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)(?![^()\[\]]*?(?:[)\]]|\\\}))")  # not inside brackets: (1,234)
+_JOINED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)(?![^()\[\]]*?(?:[)\]]|\\\}))")  # not inside (1,234)
 _TOKEN = re.compile(r"""\s+|(?P<based>(?:\d[\dA-Z]*|[A-Z]+\d[\dA-Z]*)(?:\.[\dA-Z]+)?\s*_\s*(?:\{\s*\d\d?\s*\}|\d\d?))
     |(?P<num>\d+\.?\d*|\.\d+)|(?P<op>\\\\|\\[{}%]|\*\*|<=|>=|!=)|\\(?P<cmd>[a-zA-Z]+)|\\.
     |"(?P<text>[a-zA-Z]+)"|(?P<word>[A-Za-z]+'*)|(?P<sign>.)""", re.X | re.S)
@@ -176,8 +172,8 @@ def _tokenize(text, join):
 
 
 def _name_tokens(run, kind):
-    """Tokens of a command (an unknown one is a variable), a run of letters in \\text, or one outside it: there up to three
-    letters that are no unit are one variable each."""
+    """Tokens of a command (an unknown one is a variable) or of a run of letters: outside \\text, up to three letters
+    that are no unit are one variable each."""
     lower, name = run.lower(), _SAME.get(run, run)
     if kind == "cmd" and name in _IGNORED:
         return []
@@ -195,14 +191,15 @@ def _name_tokens(run, kind):
 
 
 _MINUS_ONE = ("num", Fraction(-1))
-_LEVELS = (("list", ","), ("rows", r"\\"), ("cells", "&"), ("rel", "=≈<>≤≥≠∈:"), ("union", "∪"), ("+", "+-"))  # loose to tight
+_LEVELS = (("list", ","), ("rows", r"\\"), ("cells", "&"), ("rel", "=≈<>≤≥≠∈:"), ("union", "∪"), ("+", "+-"))
 _CLOSERS = {"(": ")]", "[": ")]", "{": "}", r"\{": (r"\}",), "|": "|", "⟦": "⟧"}
+_FACTORS = {*_CLOSERS, "frac", "binom", "sqrt"}
 
 
 class _Parser:
-    """Recursive descent; every recursion passes `atom`, which counts it. Trees: (num, q), (var, name), (words, text),
-    (one of _LEVELS, signs, parts), (*, factors), (inv, x), (^, x, y), (!, x), (°, x), (%, x), (binom, n, k), (call, name, x),
-    (set, items), (seq, brackets, items)."""
+    """Recursive descent; every recursion passes `atom`, which counts it. Levels run from loose to tight.
+    Trees: (num, q), (var, name), (words, text), (one of _LEVELS, signs, parts), (*, factors), (inv, x), (^, x, y),
+    (!, x), (°, x), (%, x), (binom, n, k), (call, name, x), (set, items), (seq, brackets, items)."""
 
     def __init__(self, tokens):
         self.tokens, self.at, self.depth, self.in_bars, self.units = tokens, 0, 0, False, set()
@@ -242,7 +239,7 @@ class _Parser:
                 self.units |= {_UNITS[value]} if value in _UNITS else set()
                 self.at += 1
                 self.take("^") and self.atom()
-            elif kind in ("num", "var", "fn") or value in (*_CLOSERS, "frac", "binom", "sqrt") and not (value == "|" and self.in_bars):
+            elif kind in ("num", "var", "fn") or value in _FACTORS and not (value == "|" and self.in_bars):
                 if kind == self.tokens[self.at - 1][0] == "num" and value not in _SCALES.values():
                     raise _Unreadable("two numbers side by side")
                 factors.append(self.power())
@@ -269,7 +266,9 @@ class _Parser:
         elif kind == "word":
             while self.peek()[0] in ("word", "num"):
                 value, self.at = f"{value} {self.peek()[1]}", self.at + 1
-            tree = ("num", Fraction(_WORDS[value])) if value in _WORDS else ("words" if len(value) > 1 else "var", value)
+            tree = ("words" if len(value) > 1 else "var", value)
+            if value in _NUMERALS:
+                tree = ("num", Fraction(_NUMERALS.index(value)))
         elif kind == "fn":
             tree = self.call(value)
         elif value in _CLOSERS:
@@ -298,7 +297,7 @@ class _Parser:
         return ("seq", opener + closer, items)
 
     def call(self, name):
-        """sin x, sin^2 x, log_2 x, sin(x): without brackets the argument ends at a sign, a word or the next function."""
+        """sin x, sin^2 x, log_2 x, sin(x): a bare argument ends at a sign, a word or the next function."""
         base, power = (self.signed(self.atom) if self.take(sign) else None for sign in "_^")
         bracketed = self.peek() in (("op", "("), ("op", "["), ("op", "{"))
         factors = [self.atom() if bracketed else self.signed(self.power)]
@@ -313,7 +312,7 @@ class _Parser:
 
 @lru_cache(maxsize=4096)
 def _read(text, join):
-    """Readings of an answer, each (tokens, tree or None, units): as it stands; for `(B) 5` also without the mark, and the mark."""
+    """Readings (tokens, tree or None, units) of an answer: as it stands; of `(B) 5` also 5 and B."""
     try:
         tokens = _tokenize(text, join)
     except _Unreadable:
@@ -321,7 +320,8 @@ def _read(text, join):
     values = [str(value) for _, value in tokens[:3]] + ["", "", ""]
     skip = 3 if values[0] + values[2] == "()" else 2 if values[1] in tuple(".):") else 0
     readings = [tokens]
-    if skip and len(tokens) > skip and re.fullmatch("[A-J]", values[skip - 2]) and tokens[skip][1] not in tuple("=+*/^_!,<>∪"):
+    marked = skip and len(tokens) > skip and re.fullmatch("[A-J]", values[skip - 2])
+    if marked and tokens[skip][1] not in tuple("=+*/^_!,<>∪"):
         readings += [tokens[skip:], [("var", values[skip - 2])]]
     return tuple((reading, *_parse(reading)) for reading in readings)
 
@@ -336,14 +336,16 @@ def _parse(tokens):
             tree = parser.level()
         except _Unreadable:
             return None, units
-        trees.append(tree[2] if tree[0] == "list" else (tree,))
+        trees.append(tree if tree[0] in ("list", "set") else ("list", ",", (tree,)))
         units |= parser.units
-    items = tuple(item for pair in zip(*trees) for item in dict.fromkeys(pair))
-    return (None if parser.peek()[0] != "end" else items[0] if len(items) == 1 else ("list", ",", items)), units
+    if parser.peek()[0] != "end":
+        return None, units
+    items = tuple(item for pair in zip(trees[0][-1], trees[1][-1]) for item in dict.fromkeys(pair))
+    return ("set", items) if trees[0][0] == "set" else items[0] if len(items) == 1 else ("list", ",", items), units
 
 
 class _Point(dict):
-    """Values of the constants, and of each variable a random one on first use; counts the work of the exact arithmetic."""
+    """Values of the constants, and of each variable a random one on first use; counts the work of the arithmetic."""
 
     def __init__(self, seed, signs, work):
         super().__init__({"pi": math.pi, "e": math.e, "i": 1j}, **signs)
@@ -385,24 +387,30 @@ def _value(tree, point):
         return point.bounded(_power(*values) if kind == "^" else 1 / values[0])
     if kind in ("°", "%"):
         return point.bounded(values[0] * point[kind])
-    if any(not isinstance(v, Fraction) or v.denominator > 1 or not 0 <= v <= (2200 if kind == "!" else MAX_BITS) for v in values):
+    most = 2200 if kind == "!" else MAX_BITS
+    if any(not isinstance(v, Fraction) or v.denominator > 1 or not 0 <= v <= most for v in values):
         raise _Unreadable("factorial of what is no small whole number")
     return point.bounded(Fraction((math.factorial if kind == "!" else math.comb)(*map(int, values))))
 
 
 def _power(base, exponent):
-    if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator <= 2 and (base >= 0 or exponent.denominator == 1):
+    fraction, whole = isinstance(exponent, Fraction), getattr(exponent, "denominator", 0) == 1
+    if isinstance(base, Fraction) and fraction and (whole or exponent.denominator == 2 and base >= 0):
         if base == 0 and exponent <= 0:
             raise ZeroDivisionError
-        if abs(base) != 1 and abs(exponent) * max(base.numerator.bit_length(), base.denominator.bit_length()) > MAX_BITS:
+        bits = max(part.bit_length() for part in base.as_integer_ratio())
+        if abs(base) != 1 and abs(exponent) * bits > MAX_BITS:
             raise _Unreadable("too large")
-        root = Fraction(*map(math.isqrt, base.as_integer_ratio())) if exponent.denominator == 2 else base
-        if exponent.denominator == 1 or root * root == base:
+        root = base if whole else Fraction(*map(math.isqrt, base.as_integer_ratio()))
+        if whole or root * root == base:
             return root ** (exponent.numerator if abs(base) != 1 else exponent.numerator % 2)
     real = None if complex(base).imag else complex(base).real
-    if real is not None and real < 0 and isinstance(exponent, Fraction) and exponent.denominator % 2 and exponent.denominator > 1:
-        return (-1) ** exponent.numerator * (-real) ** float(exponent)  # the real cube root: that of -8 is -2
-    value = real ** float(exponent) if real is not None and real >= 0 and not isinstance(exponent, complex) else complex(base) ** complex(exponent)
+    if real is None or isinstance(exponent, complex) or real < 0 and not (fraction and exponent.denominator % 2):
+        value = complex(base) ** complex(exponent)
+    elif real < 0 and not whole:                              # the real cube root: that of -8 is -2
+        value = (-1) ** exponent.numerator * (-real) ** float(exponent)
+    else:
+        value = real ** float(exponent)
     if value == 0 and base != 0:
         raise OverflowError("underflow")
     return value
@@ -425,7 +433,7 @@ def _sides(tree):
 
 @dataclass
 class _Comparison:
-    """Equality of trees. `signs`: what ° and % count for; `has_i`: are complex values meant?; `work`: what is left of it."""
+    """Equality of trees. `signs`: what ° and % count for; `has_i`: complex values are meant; `work`: what is left."""
     signs: dict
     has_i: bool
     work: list
@@ -467,6 +475,9 @@ class _Comparison:
         if "rel" in kinds:
             relation, other = (left, right) if left[0] == "rel" else (right, left)
             return bool(sides := _sides(relation)) and all(self.equal(side, other) for side in sides)
+        if kinds == {"set"}:                                  # repeats do not count
+            ways = (left[1], right[1]), (right[1], left[1])
+            return all(any(self.equal(a, b) for b in ys) for xs, ys in ways for a in xs)
         if kinds <= {"list", "set"} or kinds == {"union"}:
             return self.equal_in_any_order(left[-1], right[-1])
         if len(kinds) == 1 and kinds <= {"seq", "rows", "cells"}:
@@ -488,7 +499,8 @@ class _Comparison:
     def equal_relations(self, left, right):
         """Part by part, in either direction; as equations whose differences vanish together; as values of one name."""
         turned = ("rel", left[1][::-1].translate(str.maketrans("<>≤≥", "><≥≤")), left[2][::-1])
-        if any(tree[1] == right[1] and self.equal_all(tree[2], right[2]) for tree in (left, turned if ":" not in left[1] else left)):
+        either = (left, turned)[:1 + (":" not in left[1])]
+        if any(tree[1] == right[1] and self.equal_all(tree[2], right[2]) for tree in either):
             return True
         if left[1] == right[1] == "=":
             return self.agree(*(("+", "-", tree[2]) for tree in (left, right)), ratio=True)
@@ -506,9 +518,10 @@ def _same_answer(response, gold):
                     return True
                 if None in (tree, gold_tree) or (units and gold_units and units != gold_units):
                     continue
-                both = tokens + gold_tokens
-                convertible = ("op", "°") in both or ("op", "%") in both
-                for signs in ({"°": Fraction(1), "%": Fraction(1)}, {"°": math.pi / 180, "%": Fraction(1, 100)})[:1 + convertible]:
+                both, readings = tokens + gold_tokens, [{"°": Fraction(1), "%": Fraction(1)}]
+                if ("op", "°") in both or ("op", "%") in both:
+                    readings.append({"°": math.pi / 180, "%": Fraction(1, 100)})
+                for signs in readings:
                     try:
                         if _Comparison(signs, ("var", "i") in both, work).equal(tree, gold_tree):
                             return True
@@ -518,7 +531,7 @@ def _same_answer(response, gold):
 
 
 def _final_answer(text):
-    """(answer, None) or (None, what is missing): the last complete \\boxed, else a closing "answer is ..." or "#### ..."."""
+    """(answer, None) or (None, what is missing): the last complete \\boxed, else a closing "answer is" or "####"."""
     braces, box = [], None  # of each open brace: where its box began, or None
     for m in re.finditer(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*(\{|(?:[^\s{}$]|\{[^{}]*\})+)|\\.|[{}]", text, re.S):
         if m[1] == "{" or m[0] == "{":
@@ -545,29 +558,31 @@ def verify_math(response, answer):
     if found is None:
         return Verdict(False, None, problem)
     if len(found) > MAX_ANSWER:
-        return Verdict(False, found[:200], f"The final answer is too long to be one: more than {MAX_ANSWER} characters.")
+        return Verdict(False, found[:200], f"The final answer is too long: more than {MAX_ANSWER} characters.")
     if _same_answer(found, answer):
         return Verdict(True, found, "")
     readable = any(tree is not None for _, tree, _ in _read(found, True))
-    return Verdict(False, found, f"The final answer {'is wrong' if readable else 'could not be read as a value'}: {found[:200]}")
+    fault = "is wrong" if readable else "could not be read as a value"
+    return Verdict(False, found, f"The final answer {fault}: {found[:200]}")
 
 
 # --- science ---
-
 
 _OPTION = r"[(\[]?\b([A-Za-z])\b[)\]]?"
 _MORE = rf"\s*(?:[,;/&|+]|and\b|or\b)[\s,]*(?:or\s+|and\s+|option\s+)?{_OPTION}"
 
 
 def _options(text):
-    """The letters that a short text chooses: B, (B), B., b, B: text, B because. The article "a" and "I" need a mark after them."""
+    """The letters that a short text chooses: B, (B), B., b, B: text, B because; not the article "a"."""
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|boxed|fbox)\b|\\[()\[\]]|[*_$`{}]", "", text[:5_000]).strip()
     text = re.sub(r"^(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?:?\s+", "", text, flags=re.I)
-    m = re.match(rf"{_OPTION}(?=\W*$)|[(\[]([A-Za-z])[)\]]|([A-Za-z])(?={_MORE})|([A-Za-z])(?=[.:),])|([B-HJ-Z])\b|([A-Z])(?=[\s,]+[A-Z]\W*$)", text)
+    m = re.match(rf"{_OPTION}(?=\W*$)|[(\[]([A-Za-z])[)\]]|([A-Za-z])(?={_MORE})|([A-Za-z])(?=[.:),])|([B-HJ-Z])\b|"
+                 r"([A-Z])(?=[\s,]+[A-Z]\W*$)", text)
     if not m:
         return set()
     rest = text[m.end():]
-    letters = [next(filter(None, m.groups())), *re.findall(r"^\s*[(\[]?([A-Z])[)\].:]\s", rest, re.M)]  # a second option's line
+    others = re.findall(r"^\s*[(\[]?([A-Z])[)\].:]\s", rest, re.M)  # a second option's line
+    letters = [next(filter(None, m.groups())), *others]
     while more := re.match(_MORE, rest) or re.match(r"[\s,]+()[(\[]?([A-Z])[)\]]?(?=\W*$)", rest):
         letters.append(more[more.lastindex])
         rest = rest[more.end():]
@@ -575,12 +590,13 @@ def _options(text):
 
 
 def verify_science(response, answer):
-    """`answer`: the letter of the right option. Read from the last <answer>, else the last \\boxed, else an "answer is (B)"."""
+    """`answer`: the right letter. Read from the last <answer>, else the last \\boxed, else "answer is (B)"."""
     check_answer("science", answer)
     text = _visible(response)
     tags = re.findall(r"<answer>([^<]*(?:<(?!/?answer>)[^<]*)*)</answer>", text, re.I)
     boxed = _final_answer(text)[0] if re.search(r"\\(?:boxed|fbox)", text) else None
-    said = re.findall(r"\banswer\W{0,5}(?:is\b|:)[ \t:*$]*(?=((?:option )?(?:[A-Z]\b|[(\[][A-Za-z][)\]]).{0,300}))", text)
+    said = re.findall(r"\banswer\W{0,5}(?:is\b|:)[ \t:*$]*"
+                      r"(?=((?:option )?(?:[A-Z]\b|[(\[][A-Za-z][)\]]).{0,300}))", text)
     letters = _options(tags[-1] if tags else boxed if boxed else said[-1] if said else "")
     if not letters:
         return Verdict(False, None, "No option was chosen: its letter alone has to stand in <answer> tags.")
@@ -593,8 +609,6 @@ def verify_science(response, answer):
 
 # --- tool ---
 
-
-
 def _json_object(pairs):
     if len(found := dict(pairs)) < len(pairs):
         raise ValueError("a key occurs twice")
@@ -604,15 +618,16 @@ def _json_object(pairs):
 def _json_number(text):
     if len(text) > 400 or not math.isfinite(float(text)):
         raise ValueError("a number is out of range")
-    return Fraction(repr(float(text)) if "e" in text.lower() else text)  # Fraction("1e-999999999") would build the power
+    return Fraction(repr(float(text)) if "e" in text.lower() else text)         # exact 1e-999999999 is huge
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_json_object, parse_constant=_json_number, parse_float=_json_number, parse_int=_json_number)
+_JSON = json.JSONDecoder(object_pairs_hook=_json_object,
+                         **dict.fromkeys(("parse_constant", "parse_float", "parse_int"), _json_number))
 _LABEL = re.compile(r"^[ \t]*(?:Action:(.*)|Action Input:\s*(?:```(?:json)?\s*)?)", re.M)
 
 
 def _read_actions(text):
-    """[(name, arguments), ...]; ValueError saying what is wrong with the form. Labels count at the start of a line only, and
+    """[(name, arguments), ...]; ValueError saying what is wrong with the form. Labels count at the start of a line,
     not inside a JSON value."""
     actions, name, at = [], None, 0
     while label := _LABEL.search(text, at):
@@ -627,9 +642,9 @@ def _read_actions(text):
         try:
             arguments, at = _JSON.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"The Action Input of action {len(actions) + 1} is not valid JSON: {str(error)[:200]}") from None
+            raise ValueError(f"The Action Input of {name[:200]} is not valid JSON: {str(error)[:200]}") from None
         if not isinstance(arguments, dict):
-            raise ValueError(f"The Action Input of action {len(actions) + 1} is not a JSON object.")
+            raise ValueError(f"The Action Input of {name[:200]} is not a JSON object.")
         actions.append((name, arguments))
         name = None
     if name or not actions:
@@ -656,7 +671,8 @@ def _gold_actions(answer):
         if not actions or not all(name and isinstance(arguments, dict) for name, arguments in actions):
             raise ValueError("an empty list, an empty name, or an input that is no object")
     except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
-        raise ValueError(f"a tool answer is a list of {{'Action': name, 'Action_Input': JSON object as text}}: {error!r:.200}") from None
+        shape = "{'Action': name, 'Action_Input': JSON object as text}"
+        raise ValueError(f"a tool answer is a list of {shape}: {error!r:.200}") from None
     return actions
 
 
@@ -669,7 +685,8 @@ def verify_tool(response, answer):
         return Verdict(False, None, str(error))
     correct = len(actions) == len(gold) and all(a == b and _same_json(x, y) for (a, x), (b, y) in zip(actions, gold))
     shown = "; ".join(name for name, _ in actions)[:200]
-    return Verdict(correct, shown, "" if correct else "The actions are well formed, but their tools, inputs, number or order are wrong.")
+    wrong = "The actions are well formed, but their tools, inputs, number or order are wrong."
+    return Verdict(correct, shown, "" if correct else wrong)
 
 
 # --- code ---
@@ -678,8 +695,9 @@ def verify_tool(response, answer):
 #      │                         └──fork──> judge: assertion tests only; trusted, calls the functions of the sandbox
 #      └─ sends each its work, reads what it writes, compares; holds a status socket for each (end of file: kill it)
 #
-# The fork server is this file started by exec: it has none of the trainer's memory, locks or descriptors. Programs and
-# tests go straight to the process that needs them: the server, whose memory every sandbox inherits, never reads one.
+# The fork server is the last section of this file given to a new interpreter: it has none of the trainer's memory,
+# locks or descriptors. Programs and tests go straight to the process that needs them, in unnamed files: the server,
+# whose memory every sandbox inherits, never reads one.
 
 MAX_PROGRAM, MAX_OUTPUT, MAX_FEEDBACK = 1 << 20, 8 << 20, 2000     # characters, bytes, characters
 _LOST = "the sandbox was killed from outside."
@@ -691,7 +709,7 @@ def verify_code(response, answer, *, time_limit=2.0, memory_mb=1024):
 
     answer: {"type": "stdin", "tests": [{"input", "output"}]}, {"type": "functional", "entry_point", "tests": the same
     with JSON lines in and JSON out} or {"type": "assert", "tests": [source], "entry_point", "setup"?}. time_limit: CPU
-    seconds a test; memory_mb: MiB of address space. ValueError: a bad answer; RuntimeError: no sandbox can be started at all."""
+    seconds a test; memory_mb: MiB of address space. ValueError: a bad answer; RuntimeError: no sandbox can start."""
     _check_code_answer(answer)
     program, fenced = _find_program(response)
     if not program.strip() or len(program) > MAX_PROGRAM:
@@ -979,6 +997,11 @@ import traceback
 import types
 from functools import lru_cache, partial
 
+try:
+    import resource
+except ImportError:                                           # Windows
+    resource = None
+
 _ASK, _STATUS, _LINUX = struct.Struct("!cIdI"), struct.Struct("!id"), sys.platform == "linux"
 _STARRED = "typing math collections itertools functools heapq bisect".split()
 _MODULES = _STARRED + "operator string random re sys os io copy json datetime decimal fractions statistics".split()
@@ -1017,15 +1040,13 @@ def _unpack(data):
     return {"dict": dict, "tuple": tuple, "set": set, "frozenset": frozenset, "iter": iter}[kind](_unpack(content))
 
 
-def _serve():
-    """Give up all power but to fork, say which layers hold, then fork for each request until the trainer is gone."""
-    import random
-    import resource
+def _isolate():
+    """Enter the layers in a new process: (folder for the sandboxes, {layer: does it hold})."""
     trainer, layers = os.getppid(), _enter_namespaces() if _LINUX else {"Linux": False}
     folder = base = f"/tmp/sandbox-{os.urandom(8).hex()}"
     os.mkdir(base, 0o700)
-    if inner := os.fork():  # the next process forked is the first of a new PID namespace:
-        while os.waitpid(inner, os.WNOHANG) == (0, 0) and os.getppid() == trainer:         # its end ends all inside
+    if inner := os.fork():                                    # the first of the PID namespace: its end ends all
+        while os.waitpid(inner, os.WNOHANG) == (0, 0) and os.getppid() == trainer:
             time.sleep(0.2)
         _attempt(os.kill, inner, signal.SIGKILL)
         os._exit(not _attempt(_remove_tree, folder))
@@ -1036,45 +1057,59 @@ def _serve():
             base = "/sandbox"
         layers["no_new_privs"], layers["Landlock"] = _attempt(_libc, "prctl", 38, 1), _attempt(_landlock, base)
         layers["no capabilities"] = _attempt(_libc, "capset", struct.pack("Ii", 0x20080522, 0), bytes(24))
-        _attempt(_libc, "prctl", 4, 0)                        # not traceable
-        _attempt(_filter)                                     # built once
+        _attempt(_libc, "prctl", 4, 0), _attempt(_filter)     # not traceable; the filter is built once
         if (trial := os.fork()) == 0:
             os._exit(not _attempt(_seccomp))
         layers["seccomp"] = os.waitpid(trial, 0)[1] == 0
     os.makedirs(base, exist_ok=True)
     os.chmod(base, 0o300)  # a folder in it cannot be found but by its name, a random one
-    on, off = (", ".join(name for name in layers if bool(layers[name]) == wanted) for wanted in (True, False))
-    weak = not {"mount namespace", "Landlock", "seccomp"} & {name for name in layers if layers[name]}
-    sock, poll, runs, pidfd = socket.socket(fileno=os.dup(0)), select.poll(), {}, getattr(os, "pidfd_open", None)
-    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-    _send(sock, f"code sandbox: own session, resource limits, empty environment, fresh folder, {on}; "
-          f"missing: {off or 'nothing'}" + "; NO STRONG ISOLATION: programs reach this user's files" * weak)
-    infinite, hard = resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_STACK)[1]
-    for name, soft, hard in (("STACK", 1 << 29 if hard == infinite else hard, hard), ("CORE", 0, 0),
-                             ("FSIZE", 1 << 24, 1 << 24), ("NPROC", 4096, 4096)):
-        _attempt(resource.setrlimit, getattr(resource, "RLIMIT_" + name), (soft, hard))
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape")        # made once, for all children
+    return base, layers
+
+
+def _prepare():
+    """Whatever a child needs and can inherit, made once: each page that a child writes to is copied for it."""
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    _attempt(resource.setrlimit, resource.RLIMIT_STACK, (1 << 29 if hard == resource.RLIM_INFINITY else hard, hard))
+    for name, value in (("CORE", 0), ("FSIZE", 1 << 24), ("NPROC", 4096)):
+        _attempt(resource.setrlimit, getattr(resource, "RLIMIT_" + name), (value, value))
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape")
     sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape")
     sys.stderr = sys.__stderr__ = open(2, "w", 1, encoding="utf-8", errors="backslashreplace")
-    _common_names(), os.environ.clear()
-    exec(compile("for line in ['1 2']:\n    print(sum(map(int, line.split())), flush=True)", "warm", "exec"), {})
     sys.argv = ["program.py"]
+    os.environ.clear()
+    _common_names()
+    warm = "for line in ['1 2']:\n    print(sum(map(int, line.split())), flush=True)"
+    exec(compile(warm, "warm", "exec"), {})                   # the first compile() costs 2 ms, and 160 pages
     gc.collect(), gc.freeze()
+
+
+def _serve():
+    """Give up all power but to fork, say which layers hold, then fork for each request until the trainer is gone."""
+    base, layers = _isolate()
+    on, off = (", ".join(name for name in layers if bool(layers[name]) == wanted) for wanted in (True, False))
+    weak = not any(layers.get(name) for name in ("mount namespace", "Landlock", "seccomp"))
+    sock, poll, runs = socket.socket(fileno=os.dup(0)), select.poll(), {}
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    _prepare()
+    pidfds = _attempt(lambda: os.close(os.pidfd_open(os.getpid())))
+    _send(sock, f"code sandbox: own session, resource limits, empty environment, fresh folder, {on}; "
+          f"missing: {off or 'nothing'}" + "; NO STRONG ISOLATION: programs reach this user's files" * weak)
     poll.register(sock, select.POLLIN)
     while True:
-        for fd, _ in poll.poll(None if pidfd else 5):
+        for fd, _ in poll.poll(None if pidfds else 5):
             if fd == sock.fileno():
                 request, fds, *_ = socket.recv_fds(sock, _ASK.size, 8)
                 if not request:
                     os._exit(0)
+                status, *fds = fds
                 work = f"{base}/{os.urandom(16).hex()}"
                 if (pid := _fork()) == 0:
-                    _work(work, fds[1:], *_ASK.unpack(request))
-                for extra in fds[1:]:
-                    os.close(extra)
-                runs[pid] = [socket.socket(fileno=fds[0]), pidfd(pid) if pidfd else -1, work]
-                for watched in [file for file in runs[pid][:2] if file != -1]:
+                    _work(work, fds, *_ASK.unpack(request))
+                runs[pid] = socket.socket(fileno=status), os.pidfd_open(pid) if pidfds else -1, work
+                for watched in runs[pid][:1 + pidfds]:
                     poll.register(watched, select.POLLIN)
+                for extra in fds:
+                    os.close(extra)
             else:                                             # the end of a child; the trainer's word, or its end
                 for pid in [pid for pid, run in runs.items() if run[0].fileno() == fd]:
                     poll.unregister(fd)
@@ -1085,10 +1120,10 @@ def _serve():
 
 
 def _bury(poll, pid, code, usage, status, pidfd, work):
-    """Of a child that has ended: kill the rest of its group, remove its folder, report."""
-    for action, *args in ((os.killpg, pid, signal.SIGKILL), (_remove_tree, work),
-                          (poll.unregister, status), (poll.unregister, pidfd), (os.close, pidfd),
-                          (status.sendall, _STATUS.pack(code, usage.ru_utime + usage.ru_stime))):
+    """Of a child that has ended: kill the rest of its group, report, remove its folder."""
+    report = _STATUS.pack(code, usage.ru_utime + usage.ru_stime)
+    for action, *args in ((os.killpg, pid, signal.SIGKILL), (status.sendall, report), (poll.unregister, status),
+                          (poll.unregister, pidfd), (os.close, pidfd), (_remove_tree, work)):
         _attempt(action, *args)
     status.close()
 
@@ -1112,13 +1147,12 @@ def _remove_tree(folder):
 
 def _work(work, fds, kind, size, cpu, memory_mb):
     """In a child of the server: put the descriptors in place, set the limits, then do what is asked, and end."""
-    import resource
     try:
         os.setsid()
         for fd, place in zip(fds, (1, 2, 5, 0 if kind == b"s" else 3, 4)):
             os.dup2(fd, place)
         request = marshal.loads(os.pread(5, size, 0))         # from the trainer: trusted
-        os.closerange(3 if kind == b"s" else len(fds), 1024)                       # 3: the channel, 4: a judge's end of its sandbox's
+        os.closerange(3 if kind == b"s" else len(fds), 1024)  # 3: the channel; 4: a judge's, to its sandbox
         os.mkdir(work, 0o700)
         os.chdir(work)
         for limit, value in ((resource.RLIMIT_CPU, math.ceil(cpu)), (resource.RLIMIT_AS, memory_mb << 20),
@@ -1246,11 +1280,11 @@ _LIBRARY = ctypes.CDLL(None, use_errno=True) if _LINUX else None
 _fork = ctypes.PyDLL(None).fork if _LINUX else getattr(os, "fork", None)
 _NEWNS, _NEWUSER, _NEWPID, _NEWNET, _NEWIPC = 0x20000, 0x10000000, 0x20000000, 0x40000000, 0x8000000
 _DENIED = {    # machine: audit number; calls for processes, signals, tracing, sockets, namespaces, mounts, file modes,
-    # kernel surfaces, lasting memory; then clone, clone3 and prlimit64, which depend on an argument
+    # kernel surfaces, memory outside the limit; then clone, clone3 and prlimit64, which depend on an argument
     "x86_64": (0xC000003E, 57, 58, 59, 322, 62, 200, 234, 129, 297, 424, 434, 438, 101, 310, 311, 41, 272, 308, 165,
-               166, 155, 90, 91, 268, 452, 425, 321, 298, 250, 248, 249, 29, 68, 64, 240, 323, 56, 435, 302),
+               166, 155, 90, 91, 268, 452, 425, 321, 298, 250, 248, 249, 29, 68, 64, 240, 323, 319, 56, 435, 302),
     "aarch64": (0xC00000B7, 221, 281, 129, 130, 131, 138, 240, 424, 434, 438, 117, 270, 271, 198, 97, 268, 40, 39, 41,
-                52, 53, 452, 425, 280, 241, 219, 217, 218, 194, 186, 190, 180, 282, 220, 435, 261)}
+                52, 53, 452, 425, 280, 241, 219, 217, 218, 194, 186, 190, 180, 282, 279, 220, 435, 261)}
 
 
 def _libc(name, *args):

@@ -1,9 +1,16 @@
-"""Short code verdicts a second against starting `[sys.executable, file]` for each test: python benchmarks/bench_verifiers.py
+"""Short code verdicts a second against starting `[sys.executable, file]` for each test, in one run.
 
-Both sides run the same program on the same input and compare its output. They alternate within one run, because other work on
-the machine changes absolute times by more than the ratio; the ratio of each pair is one sample. `one` verifies after another
-on one thread, `batch` is verify_batch on all cores; the baseline starts one interpreter after another, `pool` one per core."""
+Both sides run the same program on the same input and compare its output. They alternate, because other work on the
+machine changes absolute times by more than the ratio; the ratio of each pair is one sample. `one` verifies after
+another on one thread, `batch` is verify_batch on all cores; the baseline `start` starts one interpreter after
+another, `pool` one per core. Other work on the machine also lowers the ratios of `batch`: where all cores are busy,
+two processes at a time get less than twice what one gets. So the last line compares processor time, of which batch
+can use all cores'.
 
+    python benchmarks/bench_verifiers.py [samples]
+"""
+
+import os
 import statistics
 import subprocess
 import sys
@@ -30,28 +37,49 @@ def rate(count, work):
     return count / (time.perf_counter() - start)
 
 
+def processor_seconds(count, work):
+    """Of this process and all that it starts, the fork server with them: it ends within the measured time."""
+    verifiers._disconnect()
+    before = sum(os.times()[:4])
+    work(count)
+    verifiers._disconnect()
+    return sum(os.times()[:4]) - before
+
+
+def spread(values, pairs):
+    values = sorted(values)
+    return f"{statistics.median(values):7.1f}  (middle half {values[pairs // 4]:.1f} to {values[-1 - pairs // 4]:.1f})"
+
+
 def main(pairs=15):
-    serial = iter(range(10**9))                               # a comment makes every response new: nothing is judged once for many
-    fresh = lambda count: [f"```python\n{PROGRAM}# {next(serial)}\n```" for _ in range(count)]          # noqa: E731
+    serial = iter(range(10**9))
+
+    def fresh(count):                                         # equal responses would be judged once
+        return [f"```python\n{PROGRAM}# {next(serial)}\n```" for _ in range(count)]
 
     def batch(count):
         assert all(verdict.correct for verdict in verifiers.verify_batch("code", fresh(count), [ANSWER] * count))
 
     print(verifiers.describe_isolation())
-    with tempfile.NamedTemporaryFile("w", suffix=".py") as file, ThreadPoolExecutor(verifiers._cores()) as pool:
+    cores = verifiers._cores()
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file, ThreadPoolExecutor(cores) as pool:
         file.write(PROGRAM), file.flush()
         sides = {"start": (20, lambda n: [start_interpreter(file.name) for _ in range(n)]),
                  "pool": (40, lambda n: list(pool.map(start_interpreter, [file.name] * n))),
-                 "one": (100, lambda n: [verifiers.verify_code(text, ANSWER) for text in fresh(n)]), "batch": (200, batch)}
+                 "one": (100, lambda n: [verifiers.verify_code(text, ANSWER) for text in fresh(n)]),
+                 "batch": (200, batch)}
         batch(20)
         samples = [{name: rate(*side) for name, side in sides.items()} for _ in range(pairs)]
+        start = processor_seconds(40, sides["start"][1]) / 40
+        verdict = (processor_seconds(520, batch) - processor_seconds(20, batch)) / 500
     for name in sides:
-        rates = sorted(sample[name] for sample in samples)
-        print(f"{name:6} {statistics.median(rates):7.1f} a second  (middle half {rates[pairs // 4]:.1f} to {rates[-1 - pairs // 4]:.1f})")
+        print(f"{name:14} a second: {spread([sample[name] for sample in samples], pairs)}")
     for name, base in (("one", "start"), ("batch", "pool"), ("batch", "start")):
-        ratios = sorted(sample[name] / sample[base] for sample in samples)
-        print(f"{name} / {base}: {statistics.median(ratios):.1f} times  (middle half {ratios[pairs // 4]:.1f} to {ratios[-1 - pairs // 4]:.1f})")
+        ratios = [sample[name] / sample[base] for sample in samples]
+        print(f"{name + ' / ' + base:14} times:    {spread(ratios, pairs)}")
+    print(f"processor time: {start * 1e3:.1f} ms a start, {verdict * 1e3:.1f} ms a verdict of batch; "
+          f"{cores} idle cores allow {cores * start / verdict:.1f} times")
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]) if sys.argv[1:] else 15)

@@ -53,8 +53,8 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--choice-seeds", nargs="+", type=int, default=[100, 101], help="seeds that choose the learning rate")
     parser.add_argument("--lrs", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3])
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--problems", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--problems", type=int, default=16)
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     with ThreadPoolExecutor(options.jobs) as pool:

@@ -1,4 +1,4 @@
-"""Math verifier: equality of value over a hand-made table, the gold answers of real data, extraction, bounds, feedback."""
+"""Math verifier: equality of value over a table, the gold answers of real data, extraction, bounds, feedback."""
 
 import random
 import time
@@ -14,91 +14,154 @@ MATH_FILES = ("gsm8k_train", "gsm8k_test", "math_train", "math_train_worked", "m
 EQUAL = [  # (gold, response) with the same value
     # integers and thousands separators
     ("31,250", "31250"), ("31250", "31,250"), (r"24{,}000", "24000"), (r"1,\!722", "1722"), ("1722", r"1\,722"),
-    ("1,000,000", "1000000"), (r"11,\! 111,\! 111,\! 100", "11111111100"), ("12345", "12 345"), ("73", "073"), ("5", "+5"),
+    ("1,000,000", "1000000"), (r"11,\! 111,\! 111,\! 100", "11111111100"), ("12345", "12 345"), ("73", "073"),
+    ("5", "+5"),
     ("1234", "1,234"), ("1, 234", "1,234"), ("5", "5."), ("5", "$5$"), ("-3", "−3"), ("1000", r"10^3"),
     # decimals, fractions, mixed numbers
-    ("0.5", r"\frac12"), (r"\frac{14}{3}", "14/3"), (r"\frac12", r"\dfrac{1}{2}"), (r"\tfrac{3}{4}", ".75"), (r"-\frac 32", "-1.5"),
-    (r"\frac1{72}", "1/72"), (r"\frac{360}7", r"\frac{360}{7}"), ("2/3", r"\frac{4}{6}"),     (r"2\frac{1}{2}", r"\frac{5}{2}"), (r"-15\frac{3}{5}", "-15.6"), (r"3\frac18", "25/8"), ("2.5", "2 1/2"), ("0.50", "0.5"),
+    ("0.5", r"\frac12"), (r"\frac{14}{3}", "14/3"), (r"\frac12", r"\dfrac{1}{2}"), (r"\tfrac{3}{4}", ".75"),
+    (r"-\frac 32", "-1.5"),
+    (r"\frac1{72}", "1/72"), (r"\frac{360}7", r"\frac{360}{7}"), ("2/3", r"\frac{4}{6}"),
+    (r"2\frac{1}{2}", r"\frac{5}{2}"), (r"-15\frac{3}{5}", "-15.6"), (r"3\frac18", "25/8"), ("2.5", "2 1/2"),
+    ("0.50", "0.5"),
     (r"\frac{-1}{2}", r"-\frac{1}{2}"), (r"\frac{12}{5,\!525}", "12/5525"), ("0.1", r"\frac{1}{10}"),
     # percent, degrees, currency, units
-    ("50", r"50\%"), (r"50\%", "50"), (r"50\%", "0.5"), (r"\frac12", r"50\%"), (r"0.56 = 56\%", r"56\%"), (r"90^\circ", "90"),
+    ("50", r"50\%"), (r"50\%", "50"), (r"50\%", "0.5"), (r"\frac12", r"50\%"), (r"0.56 = 56\%", r"56\%"),
+    (r"90^\circ", "90"),
     (r"90^{\circ}", r"90^\circ"), ("90", r"90\text{ degrees}"), (r"90^\circ", "90°"), (r"90^\circ", r"\frac{\pi}{2}"),
     (r"\$42409", "42409"), (r"\$ 54.60", "54.6"), ("5", r"\$5"), (r"-\$0.50", "-0.5"), (r"\$5", "5 dollars"),
-    (r"10\text{ cm}", "10"), ("10", r"10\text{ cm}"), (r"144 \mbox{ m}^3", r"144\text{ cubic meters}"), (r"2 \text{ euros}", "2"),
-    (r"100\text{ square units}", r"100\text{ units}^2"), (r"\approx 8.24 \text{ mph}", "8.24"), (r"\$\dfrac23 \approx \$0.67", "2/3"),
-    ("12", "12 apples"), (r"7\text{ hours}.", "7 hours"), (r"320000 \mbox{ acres}", "320,000"), ("5000000", r"5\text{ million}"),
+    (r"10\text{ cm}", "10"), ("10", r"10\text{ cm}"), (r"144 \mbox{ m}^3", r"144\text{ cubic meters}"),
+    (r"2 \text{ euros}", "2"),
+    (r"100\text{ square units}", r"100\text{ units}^2"), (r"\approx 8.24 \text{ mph}", "8.24"),
+    (r"\$\dfrac23 \approx \$0.67", "2/3"),
+    ("12", "12 apples"), (r"7\text{ hours}.", "7 hours"), (r"320000 \mbox{ acres}", "320,000"),
+    ("5000000", r"5\text{ million}"),
     (r"34\text{ sq. units}", "34"), ("3", r"3\text{ m/s}"),
     # surds, powers, constants
-    (r"\sqrt{12}", r"2\sqrt{3}"), (r"10\sqrt3", r"\sqrt{300}"), (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt2}{2}"), (r"\sqrt[3]{-8}", "-2"),
-    (r"\sqrt[4]{8}", "8^{1/4}"), (r"12^{1/7}", r"\sqrt[7]{12}"), (r"\frac{\sqrt{3}}{4\sqrt{2}-3}", r"\frac{4\sqrt6+3\sqrt3}{23}"),
-    (r"\sqrt{4}", "2"), (r"2^{10}", "1024"), ("2^{25} \\cdot 26!", "26! * 2**25"), (r"2^{4950}", r"4^{2475}"), ("10*pi", r"10\pi"),
-    (r"\frac{3}{4}\pi", r"\frac{3\pi}{4}"), (r"\pi/4", "π/4"), ("e^2", r"e \cdot e"), ("sqrt(3)/2", r"\frac{\sqrt{3}}{2}"),
+    (r"\sqrt{12}", r"2\sqrt{3}"), (r"10\sqrt3", r"\sqrt{300}"), (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt2}{2}"),
+    (r"\sqrt[3]{-8}", "-2"),
+    (r"\sqrt[4]{8}", "8^{1/4}"), (r"12^{1/7}", r"\sqrt[7]{12}"),
+    (r"\frac{\sqrt{3}}{4\sqrt{2}-3}", r"\frac{4\sqrt6+3\sqrt3}{23}"),
+    (r"\sqrt{4}", "2"), (r"2^{10}", "1024"), ("2^{25} \\cdot 26!", "26! * 2**25"), (r"2^{4950}", r"4^{2475}"),
+    ("10*pi", r"10\pi"),
+    (r"\frac{3}{4}\pi", r"\frac{3\pi}{4}"), (r"\pi/4", "π/4"), ("e^2", r"e \cdot e"),
+    ("sqrt(3)/2", r"\frac{\sqrt{3}}{2}"),
     (r"\sqrt{5+2\sqrt6}", r"\sqrt2+\sqrt3"), ("2^{-1}", "0.5"), ("-3^2", "-9"), (r"2\cdot10^{3}", r"2\times 10^3"),
     # complex numbers
-    ("1+2i", "2i+1"), (r"\frac{i}{5}", "0.2i"), ("i^2", "-1"), (r"-32 + 32i \sqrt{3}", r"32(-1+\sqrt{3}i)"), ("(1+i)^2", "2i"),
+    ("1+2i", "2i+1"), (r"\frac{i}{5}", "0.2i"), ("i^2", "-1"), (r"-32 + 32i \sqrt{3}", r"32(-1+\sqrt{3}i)"),
+    ("(1+i)^2", "2i"),
     # logs, trig, factorials, binomials
-    (r"\log_2 8", "3"), (r"\log_{10} 100", r"\log 100"), (r"\ln e^3", "3"), (r"\cos 60^\circ", r"\frac12"), (r"\sin\frac{\pi}{6}", "0.5"),
-    (r"\tan 15^\circ", r"2-\sqrt3"), (r"\cos 58^\circ", r"\sin 32^\circ"), (r"\sin^2 x", r"1-\cos^2 x"), (r"\tan x", r"\frac{\sin x}{\cos x}"),
-    (r"2 \sin 5x \cos x", r"\sin 6x + \sin 4x"), (r"\sec x", r"\frac{1}{\cos(x)}"), (r"\sin^{-1} 1", r"\frac{\pi}{2}"), ("5!", "120"),
+    (r"\log_2 8", "3"), (r"\log_{10} 100", r"\log 100"), (r"\ln e^3", "3"), (r"\cos 60^\circ", r"\frac12"),
+    (r"\sin\frac{\pi}{6}", "0.5"),
+    (r"\tan 15^\circ", r"2-\sqrt3"), (r"\cos 58^\circ", r"\sin 32^\circ"), (r"\sin^2 x", r"1-\cos^2 x"),
+    (r"\tan x", r"\frac{\sin x}{\cos x}"),
+    (r"2 \sin 5x \cos x", r"\sin 6x + \sin 4x"), (r"\sec x", r"\frac{1}{\cos(x)}"), (r"\sin^{-1} 1", r"\frac{\pi}{2}"),
+    ("5!", "120"),
     (r"\binom{5}{2}", "10"), (r"\frac{1}{2004!}", r"\frac{1}{2004 \cdot 2003!}"), ("|{-3}|", "3"),
     # expressions in variables
-    (r"-29x^5(7x^6-2)", r"58x^5-203x^{11}"), ("(x+1)(x+2)", "x^2+3x+2"), (r"\frac{2x-7}{(x+1)(x-2)}", r"\frac{7-2x}{(x+1)(2-x)}"),
-    ("2x", "x*2"), (r"10x\sqrt{21x}", r"\sqrt{2100x^3}"), (r"\sqrt{x^2}", "|x|"), ("a+b+c", "c+a+b"), (r"2^{n-1}", r"\frac{2^n}{2}"),
-    ("x_1+x_2", "x_2+x_{1}"), ("3 - 2f(x)", "-2f(x)+3"), (r"\pi r^2", r"r^2\pi"), ("(3y - 5)^2", "(5-3y)^2"), ("2xy", "2yx"),
+    (r"-29x^5(7x^6-2)", r"58x^5-203x^{11}"), ("(x+1)(x+2)", "x^2+3x+2"),
+    (r"\frac{2x-7}{(x+1)(x-2)}", r"\frac{7-2x}{(x+1)(2-x)}"),
+    ("2x", "x*2"), (r"10x\sqrt{21x}", r"\sqrt{2100x^3}"), (r"\sqrt{x^2}", "|x|"), ("a+b+c", "c+a+b"),
+    (r"2^{n-1}", r"\frac{2^n}{2}"),
+    ("x_1+x_2", "x_2+x_{1}"), ("3 - 2f(x)", "-2f(x)+3"), (r"\pi r^2", r"r^2\pi"), ("(3y - 5)^2", "(5-3y)^2"),
+    ("2xy", "2yx"),
     # plus-minus, equations
-    (r"1 \pm \sqrt{19}", r"1+\sqrt{19}, 1-\sqrt{19}"), (r"\pm 2", "2,-2"), ("x=5", "5"), ("5", "x = 5"), ("x=5", "x = 10/2 = 5"),
+    (r"1 \pm \sqrt{19}", r"1+\sqrt{19}, 1-\sqrt{19}"), (r"\pm 2", "2,-2"), ("x=5", "5"), ("5", "x = 5"),
+    ("x=5", "x = 10/2 = 5"),
     ("y = 2x + 3", "2x - y + 3 = 0"), ("y=2x+3", "2x+3"), ("x^2+y^2=13", "2x^2+2y^2=26"), ("AB=9, CD=4", "CD=4, AB=9"),
-    ("x=2", r"x \approx 2"), ("1,-2", "x=1, x=-2"), ("10x - 4y - 5z - 20 = 0", "10x - 4y = 5z + 20"), (r"f(x)=x^2", "x^2"),
-    (r"-80\leq g(x)\leq 82", r"82 \ge g(x) \ge -80"), ("f(2) < f(1) < f(4)", "f(4) > f(1) > f(2)"), ("(x,y)=(1,2)", "(1,2)"),
+    ("x=2", r"x \approx 2"), ("1,-2", "x=1, x=-2"), ("10x - 4y - 5z - 20 = 0", "10x - 4y = 5z + 20"),
+    (r"f(x)=x^2", "x^2"),
+    (r"-80\leq g(x)\leq 82", r"82 \ge g(x) \ge -80"), ("f(2) < f(1) < f(4)", "f(4) > f(1) > f(2)"),
+    ("(x,y)=(1,2)", "(1,2)"),
     # tuples, intervals, unions, sets, lists, matrices
-    ("(3, -1)", r"\left(3,-1\right)"), (r"(\frac12, 2)", "(0.5,2)"), ("[0,3)", r"\left[0, 3\right)"), (r"(-\infty, 3)", "(-oo, 3)"),
+    ("(3, -1)", r"\left(3,-1\right)"), (r"(\frac12, 2)", "(0.5,2)"), ("[0,3)", r"\left[0, 3\right)"),
+    (r"(-\infty, 3)", "(-oo, 3)"),
     (r"(-\infty, -1) \cup (4, \infty)", r"(4,\infty)\cup(-\infty,-1)"), (r"\{4,5,7\}", r"\{7,5,4\}"), 
-    ("1,-2", "-2, 1"), ("1,-2", r"\{-2,1\}"), (r"12\text{ and }13", "12, 13"), (r"2, 3, \text{ and } 4", "4,3,2"), (r"-2 \text{ or } -12", "-12,-2"),
+    ("1,-2", "-2, 1"), ("1,-2", r"\{-2,1\}"),
+    (r"\{1,1,2\}", r"\{2,1\}"), (r"\{2,1\}", r"\{1,2,\frac22\}"), (r"\{1\pm\sqrt2\}", r"\{1-\sqrt2,1+\sqrt2\}"),
+    (r"12\text{ and }13", "12, 13"), (r"2, 3, \text{ and } 4", "4,3,2"),
+    (r"-2 \text{ or } -12", "-12,-2"),
     (r"(-\infty,4]", r"x \in (-\infty, 4]"), (r"\{-1\} \cup [0,7)", r"[0,7)\cup\{-1\}"),
-    (r"\begin{pmatrix} 1/2 \\ 2 \end{pmatrix}", r"\begin{bmatrix}0.5\\2\end{bmatrix}"), ("70,110", "110, 70"), ("(1,234)", "(1, 234)"),
+    (r"\begin{pmatrix} 1/2 \\ 2 \end{pmatrix}", r"\begin{bmatrix}0.5\\2\end{bmatrix}"), ("70,110", "110, 70"),
+    ("(1,234)", "(1, 234)"),
     (r"\begin{pmatrix} 1 & -1 \\ 1 & \phantom -1 \end{pmatrix}", r"\begin{pmatrix}1&-1\\1&1\end{pmatrix}"),
     (r"\emptyset", r"\varnothing"),
     # bases, ratios, times
-    ("12_5", r"12_{5}"), ("12_5", "7"), (r"\text{A5}_{11}", "A5_{11}"), (r"0.0011_{2}", "3/16"), ("1 : 2", "1:2"), (r"05\!:\!00", "5:00"),
+    ("12_5", r"12_{5}"), ("12_5", "7"), (r"\text{A5}_{11}", "A5_{11}"), (r"0.0011_{2}", "3/16"), ("1 : 2", "1:2"),
+    (r"05\!:\!00", "5:00"),
     (r"8\!:\!34 \text{ p.m.}", "8:34 pm"),
     # option letters, words, wrappers, choice marks
-    (r"\text{B}", "B"), (r"\text{(B)}", "B"), ("B", r"\textbf{(B)}"), (r"\text{(E)},", "(E)"), ("C", r"\textbf{(C)}\ 42"), ("42", r"\textbf{(C)}\ 42"),
-    ("42", "(C) 42"), ("42", "C. 42"), (r"\text{Evelyn}", "Evelyn"), (r"\text{Evelyn}", r"\textbf{evelyn}"), (r"\text{A, B}", "B, A"),
-    (r"\text{June 20}", "June 20"), (r"\mbox{four}", "4"), (r"\mathbf{2340}", "2340"), ("5", r"\mathbf{5}"), ("5", r"\fbox{5}"),
-    (r"\text{two lines}", r"\text{Two lines}"), (r"\text{13}", "13"), (r"\overline{CD}", r"\overline{CD}"), ("7p+4e", "4e+7p"),
+    (r"\text{B}", "B"), (r"\text{(B)}", "B"), ("B", r"\textbf{(B)}"), (r"\text{(E)},", "(E)"),
+    ("C", r"\textbf{(C)}\ 42"), ("42", r"\textbf{(C)}\ 42"),
+    ("42", "(C) 42"), ("42", "C. 42"), (r"\text{Evelyn}", "Evelyn"), (r"\text{Evelyn}", r"\textbf{evelyn}"),
+    (r"\text{A, B}", "B, A"),
+    (r"\text{June 20}", "June 20"), (r"\mbox{four}", "4"), (r"\mathbf{2340}", "2340"), ("5", r"\mathbf{5}"),
+    ("5", r"\fbox{5}"),
+    (r"\text{two lines}", r"\text{Two lines}"), (r"\text{13}", "13"), (r"\overline{CD}", r"\overline{CD}"),
+    ("7p+4e", "4e+7p"),
 ]
 
 DIFFERENT = [  # (gold, response) with different values
-    ("31,250", "31"), ("1,234", "234"), ("1234", "1, 234"), ("(1,234)", "1234"), (r"1,\!234", "1, 234"), ("5", "-5"), ("5", "55"), ("55", "5 5"),
-    ("10", "1 0"), ("1.5", "1,5"), ("1000", "100"), ("12", "1,2"), ("5", "5, 5"), ("5", ""), ("100", "10^3"), ("5", "5 6"),
-    ("2/3", "0.67"), ("2/3", "0.6666666667"), ("1/3", "0.333"), (r"\frac12", r"\frac21"), (r"2\frac{1}{2}", "1"), (r"2\frac12", "21/2"),
-    (r"\frac{14}{3}", "4.67"), (r"0.\overline{3}", "0.3"), ("0.1", "0.10001"), (r"-\frac{1}{2}", r"\frac{1}{2}"), ("1/72", r"\frac{17}{2}"),
-    (r"50\%", "5000"), ("50", "0.5"), (r"50\%", r"0.5\%"), (r"5\%", "0.5"), (r"90^\circ", "9"), ("90", r"\frac{\pi}{2}"), (r"90^\circ", r"\pi"),
-    (r"\$5", "500"), (r"\$5", r"5\text{ cents}"), (r"10\text{ cm}", r"10\text{ inches}"), (r"10\text{ cm}", r"10\text{ m}"), (r"2\text{ miles}", "2 km"),
-    (r"8\!:\!34 \text{ p.m.}", "8:34 a.m."), (r"9\text{ a.m.}", "9 pm"), (r"5\text{ million}", "5"), ("12", r"12\text{ dozen}"),
-    (r"\sqrt{2}", "1.41421356"), (r"\sqrt{2}", "1.414213562373095"), (r"\pi", "3.14159"), (r"\pi", "22/7"), (r"\pi", "3.141592653589793"),
-    (r"\sqrt{3}", r"\sqrt{2}"), (r"2\sqrt3", r"3\sqrt2"), (r"2\sqrt{3}", r"\sqrt[2]{3}"), (r"\sqrt{12}", "12"), ("2^{10}", "20"), (r"2^{4950}", r"2^{4951}"),
-    (r"\frac{1}{2004!}", r"\frac{1}{2005!}"), (r"\frac{1}{2004!}", "0"), ("2^{100}+1", "2^{100}"), (r"10\pi", "10"), ("e", "2.718281828"), ("e^2", "2e"),
-    (r"\sqrt[3]{8}", r"\sqrt{8}"), ("-9", "(-3)^2"), ("8^{1/3}", "8/3"), (r"\sqrt{2}+\sqrt{3}", r"\sqrt{5}"), (r"\pi^2", r"2\pi"),
+    ("31,250", "31"), ("1,234", "234"), ("1234", "1, 234"), ("(1,234)", "1234"), (r"1,\!234", "1, 234"), ("5", "-5"),
+    ("5", "55"), ("55", "5 5"),
+    ("10", "1 0"), ("1.5", "1,5"), ("1000", "100"), ("12", "1,2"), ("5", "5, 5"), ("5", ""), ("100", "10^3"),
+    ("5", "5 6"),
+    ("2/3", "0.67"), ("2/3", "0.6666666667"), ("1/3", "0.333"), (r"\frac12", r"\frac21"), (r"2\frac{1}{2}", "1"),
+    (r"2\frac12", "21/2"),
+    (r"\frac{14}{3}", "4.67"), (r"0.\overline{3}", "0.3"), ("0.1", "0.10001"), (r"-\frac{1}{2}", r"\frac{1}{2}"),
+    ("1/72", r"\frac{17}{2}"),
+    (r"50\%", "5000"), ("50", "0.5"), (r"50\%", r"0.5\%"), (r"5\%", "0.5"), (r"90^\circ", "9"),
+    ("90", r"\frac{\pi}{2}"), (r"90^\circ", r"\pi"),
+    (r"\$5", "500"), (r"\$5", r"5\text{ cents}"), (r"10\text{ cm}", r"10\text{ inches}"),
+    (r"10\text{ cm}", r"10\text{ m}"), (r"2\text{ miles}", "2 km"),
+    (r"8\!:\!34 \text{ p.m.}", "8:34 a.m."), (r"9\text{ a.m.}", "9 pm"), (r"5\text{ million}", "5"),
+    ("12", r"12\text{ dozen}"),
+    (r"\sqrt{2}", "1.41421356"), (r"\sqrt{2}", "1.414213562373095"), (r"\pi", "3.14159"), (r"\pi", "22/7"),
+    (r"\pi", "3.141592653589793"),
+    (r"\sqrt{3}", r"\sqrt{2}"), (r"2\sqrt3", r"3\sqrt2"), (r"2\sqrt{3}", r"\sqrt[2]{3}"), (r"\sqrt{12}", "12"),
+    ("2^{10}", "20"), (r"2^{4950}", r"2^{4951}"),
+    (r"\frac{1}{2004!}", r"\frac{1}{2005!}"), (r"\frac{1}{2004!}", "0"), ("2^{100}+1", "2^{100}"), (r"10\pi", "10"),
+    ("e", "2.718281828"), ("e^2", "2e"),
+    (r"\sqrt[3]{8}", r"\sqrt{8}"), ("-9", "(-3)^2"), ("8^{1/3}", "8/3"), (r"\sqrt{2}+\sqrt{3}", r"\sqrt{5}"),
+    (r"\pi^2", r"2\pi"),
     ("1+2i", "1-2i"), ("1+2i", "2+i"), ("i", "1"), ("i", "-i"), ("2i", "2"), (r"\sqrt{-2}", r"\sqrt{-3}"),
-    (r"\log_2 8", r"\log_8 2"), (r"\ln 2", r"\log 2"), (r"\cos 60^\circ", r"\cos 60"), (r"\sin x", r"\cos x"), (r"\sin^2 x", r"\sin x^2"),
-    ("5!", "5"), (r"\binom{5}{2}", r"\frac{5}{2}"), (r"\tan x", r"\cot x"), (r"\sin^{-1} x", r"\frac{1}{\sin x}"), ("4!", "16"),
-    ("(x+1)(x+2)", "x^2+3x+3"), ("x^2", "2x"), ("x", "y"), ("2x", "2X"), ("x", "-x"), (r"\sqrt{x^2}", "x"), ("|x|", "x"), ("x_1", "x_2"), ("a+b", "ab"),
-    ("x+1", "x"), (r"\frac{x}{y}", r"\frac{y}{x}"), ("2^n", "n^2"), ("3 - 2f(x)", "3 - 2f(y)"), ("x^{10}", "x^{11}"), ("x+10^{-20}", "x"), ("0", "x-y"),
-    (r"1 \pm \sqrt{19}", r"1+\sqrt{19}"), (r"\pm 2", "2"), (r"\pm 2", "2,2"), (r"1\pm 2i", r"2 \pm i"), ("x=5", "x=6"), ("x=5", "y=5"), ("5", "x=6"),
-    ("5", "5=6"), ("5", "2+2=5"), ("5", "x=5=6"), ("y=2x+3", "y=2x-3"), ("x^2+y^2=13", "x^2+y^2=14"), ("x+y=0", "0=0"), ("AB=9, CD=4", "AB=4, CD=9"),
-    ("y=2x+3", "y=2x+3, y=1"), (r"x \ge 5", "x > 5"), ("f(2) < f(1) < f(4)", "f(1) < f(2) < f(4)"), ("5", r"x \ne 5"), ("5", "x > 5"),
-    ("(1,2)", "(2,1)"), ("(1,2)", r"\{1,2\}"), ("1,2", "(1,2)"), ("(1,2)", "[1,2]"), ("[0,3)", "[0,3]"), ("(0,3]", "[0,3)"), ("(1,2,3)", "(1,2)"),
-    ("(1,2)", "1"), (r"(-\infty, 3)", r"(\infty, 3)"), (r"(-\infty, 3)", "(3, -\\infty)"), (r"(1,2)\cup(3,4)", "(1,2)"), (r"(1,2)\cup(3,4)", r"(1,2)\cup(3,5)"),
-    (r"\{1,2\}", r"\{1,2,3\}"), (r"\{1\}", r"\{2\}"), ("1,1,2", "1,2"), ("1,1,2", "1,2,2"), ("1,-2", "1,2"), ("1,2,3", "1,2"), ("1", "1,2"), ("1,2", "2"),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"),
-    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}"), (r"\begin{pmatrix}1\\2\end{pmatrix}", "1"),
-    (r"(5,\infty)", r"x \ge 5"), (r"[1,2)", r"1 < x < 2"), (r"\emptyset", "0"), (r"\infty", r"-\infty"), ("70,110", "70"), (r"\infty", "1000000"),
-    ("12_5", "12"), ("12_5", "12_6"), ("12_5", "21_5"), ("1011_2", "1011"), (r"\text{A5}_{11}", r"A6_{11}"), ("1:2", "2:1"), ("9:24", "9:42"), ("19_5", "14"),
-    (r"\text{B}", "C"), ("B", "(C)"), ("B", r"\text{A, B}"), (r"\text{A, B}", "A"), ("42", "(C) 43"), ("B", "(C) 42"), ("A", "a"), ("b", "B"),
-    (r"\text{Evelyn}", "Dana"), (r"\text{even}", r"\text{odd}"), (r"\text{even}", r"\text{not even}"), (r"\text{June 20}", "June 21"), ("5", r"\text{not }5"),
-    (r"\mbox{four}", "5"), (r"\text{two lines}", "2"), (r"\overline{CD}", "CD"), ("5", r"5\text{ or }6"), ("5", "five or six"), ("LQSX", "LQXS"),
-    ("5", "1/0"), ("0", r"\frac{x}{x-x}"), ("1", "0^0"), ("5", "nan"), ("5", "inf"), ("5", "_"), ("5", r"\boxed{6}"), ("25", r"5^{2^1}0"),
+    (r"\log_2 8", r"\log_8 2"), (r"\ln 2", r"\log 2"), (r"\cos 60^\circ", r"\cos 60"), (r"\sin x", r"\cos x"),
+    (r"\sin^2 x", r"\sin x^2"),
+    ("5!", "5"), (r"\binom{5}{2}", r"\frac{5}{2}"), (r"\tan x", r"\cot x"), (r"\sin^{-1} x", r"\frac{1}{\sin x}"),
+    ("4!", "16"),
+    ("(x+1)(x+2)", "x^2+3x+3"), ("x^2", "2x"), ("x", "y"), ("2x", "2X"), ("x", "-x"), (r"\sqrt{x^2}", "x"),
+    ("|x|", "x"), ("x_1", "x_2"), ("a+b", "ab"),
+    ("x+1", "x"), (r"\frac{x}{y}", r"\frac{y}{x}"), ("2^n", "n^2"), ("3 - 2f(x)", "3 - 2f(y)"), ("x^{10}", "x^{11}"),
+    ("x+10^{-20}", "x"), ("0", "x-y"),
+    (r"1 \pm \sqrt{19}", r"1+\sqrt{19}"), (r"\pm 2", "2"), (r"\pm 2", "2,2"), (r"1\pm 2i", r"2 \pm i"), ("x=5", "x=6"),
+    ("x=5", "y=5"), ("5", "x=6"),
+    ("5", "5=6"), ("5", "2+2=5"), ("5", "x=5=6"), ("y=2x+3", "y=2x-3"), ("x^2+y^2=13", "x^2+y^2=14"), ("x+y=0", "0=0"),
+    ("AB=9, CD=4", "AB=4, CD=9"),
+    ("y=2x+3", "y=2x+3, y=1"), (r"x \ge 5", "x > 5"), ("f(2) < f(1) < f(4)", "f(1) < f(2) < f(4)"), ("5", r"x \ne 5"),
+    ("5", "x > 5"),
+    ("(1,2)", "(2,1)"), ("(1,2)", r"\{1,2\}"), ("1,2", "(1,2)"), ("(1,2)", "[1,2]"), ("[0,3)", "[0,3]"),
+    ("(0,3]", "[0,3)"), ("(1,2,3)", "(1,2)"),
+    ("(1,2)", "1"), (r"(-\infty, 3)", r"(\infty, 3)"), (r"(-\infty, 3)", "(3, -\\infty)"), (r"(1,2)\cup(3,4)", "(1,2)"),
+    (r"(1,2)\cup(3,4)", r"(1,2)\cup(3,5)"),
+    (r"\{1,2\}", r"\{1,2,3\}"), (r"\{1\}", r"\{2\}"), ("1,1,2", "1,2"), ("1,1,2", "1,2,2"), ("1,1,2", r"\{1,2\}"),
+    (r"\{1\pm 2\}", r"\{3\}"), (r"\{1,1,2\}", r"\{1,1\}"), (r"\{1,2\}", r"\{1,1,3\}"),
+    ("1,-2", "1,2"),
+    ("1,2,3", "1,2"), ("1", "1,2"), ("1,2", "2"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", "1"),
+    (r"(5,\infty)", r"x \ge 5"), (r"[1,2)", r"1 < x < 2"), (r"\emptyset", "0"), (r"\infty", r"-\infty"),
+    ("70,110", "70"), (r"\infty", "1000000"),
+    ("12_5", "12"), ("12_5", "12_6"), ("12_5", "21_5"), ("1011_2", "1011"), (r"\text{A5}_{11}", r"A6_{11}"),
+    ("1:2", "2:1"), ("9:24", "9:42"), ("19_5", "14"),
+    (r"\text{B}", "C"), ("B", "(C)"), ("B", r"\text{A, B}"), (r"\text{A, B}", "A"), ("42", "(C) 43"), ("B", "(C) 42"),
+    ("A", "a"), ("b", "B"),
+    (r"\text{Evelyn}", "Dana"), (r"\text{even}", r"\text{odd}"), (r"\text{even}", r"\text{not even}"),
+    (r"\text{June 20}", "June 21"), ("5", r"\text{not }5"),
+    (r"\mbox{four}", "5"), (r"\text{two lines}", "2"), (r"\overline{CD}", "CD"), ("5", r"5\text{ or }6"),
+    ("5", "five or six"), ("LQSX", "LQXS"),
+    ("5", "1/0"), ("0", r"\frac{x}{x-x}"), ("1", "0^0"), ("5", "nan"), ("5", "inf"), ("5", "_"), ("5", r"\boxed{6}"),
+    ("25", r"5^{2^1}0"),
 ]
 
 
@@ -125,21 +188,28 @@ def test_different_values_pass_for_equal(gold, response):
 RESPONSES = [  # (response, gold, correct): which answer is read
     (r"First \boxed{3}, no: \boxed{5}", "5", True), (r"First \boxed{3}, no: \boxed{5}", "3", False),
     (r"\boxed{5} and then \boxed{7", "5", True), (r"\boxed{7", "7", False), (r"the answer is \boxed{7", "7", False),
-    (r"\boxed 5", "5", True), (r"$\boxed 5$.", "5", True), (r"\boxed\frac{1}{2}", "1/2", True), (r"\fbox{5}", "5", True),
+    (r"\boxed 5", "5", True), (r"$\boxed 5$.", "5", True), (r"\boxed\frac{1}{2}", "1/2", True),
+    (r"\fbox{5}", "5", True),
     (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{\sqrt2}{2}", True), (r"\boxed{\left\{1,2\right\}}", r"\{1,2\}", True),
-    (r"\boxed{\boxed{5}}", "5", True), (r"\boxed{}", "5", False), (r"\boxed{ }", "5", False), (r"{ \boxed{5}", "5", True),
+    (r"\boxed{\boxed{5}}", "5", True), (r"\boxed{}", "5", False), (r"\boxed{ }", "5", False),
+    (r"{ \boxed{5}", "5", True),
     (r"$$\boxed{\text{Evelyn}}$$", r"\text{Evelyn}", True), (r"\boxed{5} \boxed{}", "5", False),
     (r"<think>\boxed{3}</think>\boxed{5}", "5", True), (r"<think>\boxed{5}</think>so it is done", "5", False),
-    (r"\boxed{5}</think> nothing", "5", False), (r"a</think>\boxed{5}", "5", True), (r"\boxed{5} <think> hm", "5", True),
+    (r"\boxed{5}</think> nothing", "5", False), (r"a</think>\boxed{5}", "5", True),
+    (r"\boxed{5} <think> hm", "5", True),
     (r"<think>\boxed{5}", "5", False), (r"<think><think>\boxed{3}</think></think>\boxed{5}", "5", True),
     (r"\boxed{5}<think>\boxed{6}</think>", "5", True), (r"<think>\boxed{5}</think>", "5", False),
     ("The answer is 5.", "5", True), ("... so the final answer is: **42**", "42", True), ("**Answer:** 42", "42", True),
     ("3*24=72\n#### 72", "72", True), ("#### 1,234", "1234", True), ("The answer is $\\frac12$.", "0.5", True),
-    ("Final Answer: The final answer is $5$. I hope it is correct.", "5", True), ("The answer is:\n$$\n5\n$$", "5", True),
+    ("Final Answer: The final answer is $5$. I hope it is correct.", "5", True),
+    ("The answer is:\n$$\n5\n$$", "5", True),
     ("The answer is 5 dollars.", "5", True), ("The answers are 1 and -2.", "1,-2", True), ("answer = 5", "5", True),
-    ("The answer is 5.\nLet me check that 2 + 2 = 4", "5", False), ("It is 5", "5", False), ("5", "5", False), ("x = 5", "5", False),
-    ("The answer is not 5", "5", False), ("The answer is 5 or 6", "5", False), ("The answer is 5 because 2+3=5", "6", False),
-    ("The answer is between 4 and 6", "5", False), ("#### Step 5", "5", False), ("", "5", False), ("the answer is", "5", False),
+    ("The answer is 5.\nLet me check that 2 + 2 = 4", "5", False), ("It is 5", "5", False), ("5", "5", False),
+    ("x = 5", "5", False),
+    ("The answer is not 5", "5", False), ("The answer is 5 or 6", "5", False),
+    ("The answer is 5 because 2+3=5", "6", False),
+    ("The answer is between 4 and 6", "5", False), ("#### Step 5", "5", False), ("", "5", False),
+    ("the answer is", "5", False),
 ]
 
 
@@ -171,14 +241,17 @@ def test_a_gold_answer_of_the_data_is_outside_the_grammar(rows):
 
 def test_a_worked_solution_is_judged_wrong(rows):
     solved = [row for name in MATH_FILES for row in rows(f"math/{name}") if row.get("solution")]
-    judged = [(row["id"], verify("math", row["solution"], row["answer"])) for row in solved if "\\boxed" in row["solution"] or "####" in row["solution"]]
-    assert len(judged) > 0.999 * len(solved) and not [(name, verdict) for name, verdict in judged if not verdict.correct]
+    judged = [(row["id"], verify("math", row["solution"],
+        row["answer"])) for row in solved if "\\boxed" in row["solution"] or "####" in row["solution"]]
+    assert len(judged) > 0.999 * len(solved) and not [(name, verdict) for name,
+        verdict in judged if not verdict.correct]
 
 
 # Different texts of MATH500 gold answers that are in fact equal, with the reason.
 TRULY_EQUAL = {
     frozenset({"-2,1", "1,-2"}): "a list in another order",
-    frozenset({"120", r"120^\circ"}): "the degree sign is a unit", frozenset({"90", r"90^\circ"}): "the degree sign is a unit",
+    frozenset({"120", r"120^\circ"}): "the degree sign is a unit",
+    frozenset({"90", r"90^\circ"}): "the degree sign is a unit",
     frozenset({r"180^\circ", r"\pi"}): "the same angle in degrees and in radians",
     frozenset({"204_5", "54"}): "2 * 25 + 4 = 54", frozenset({"5", "x=5"}): "the equation gives the value",
 }
@@ -194,19 +267,30 @@ def test_two_different_gold_answers_are_taken_for_equal(rows):
 
 def hostile_texts():
     inside = {
-        "tower": "9^{9^{9^9}}", "plain tower": "44**19**35", "braces": "{" * 100_000 + "5" + "}" * 100_000, "megabyte of digits": "9" * 10**6,
-        "brackets": "(" * 490 + "5" + ")" * 490, "bars": "|" * 900, "signs": "-" * 901 + "5", "roots": r"\sqrt" * 190 + "2", "fractions": r"\frac" * 190,
-        "powers": "^".join("2" * 450), "subscripts": "x" + "_x" * 450, "functions": "sin " * 240 + "x", "factorials": "5" + "!" * 900,
-        "large factorials": "+".join(["2199!"] * 160), "large powers": "+".join(["x^{999}"] * 120), "large binomial": r"\binom{20000}{10000}",
-        "fractions without common denominator": "+".join(f"1/{n}^9" for n in range(1000, 1090)), "exponentials": r"\exp(\exp(\exp(1000)))",
-        "poles": r"\cot x" * 150, "commas": "," * 990, "plus or minus": r"\pm1," * 190, "numerals": "9_9" * 300, "mixed": "1 1/2" * 190,
-        "root of root": r"\sqrt[10^9]{2}", "equations": "x=y=" * 200 + "1", "matrix": r"\begin{pmatrix}" + r"1&2\\" * 120 + r"\end{pmatrix}",
-        "digits below the limit of int": "9" * 990, "nested powers": "(" * 20 + "x" + "^{99})" * 20, "list": ",".join(["x+1"] * 240),
+        "tower": "9^{9^{9^9}}", "plain tower": "44**19**35", "braces": "{" * 100_000 + "5" + "}" * 100_000,
+        "megabyte of digits": "9" * 10**6,
+        "brackets": "(" * 490 + "5" + ")" * 490, "bars": "|" * 900, "signs": "-" * 901 + "5",
+        "roots": r"\sqrt" * 190 + "2", "fractions": r"\frac" * 190,
+        "powers": "^".join("2" * 450), "subscripts": "x" + "_x" * 450, "functions": "sin " * 240 + "x",
+        "factorials": "5" + "!" * 900,
+        "large factorials": "+".join(["2199!"] * 160), "large powers": "+".join(["x^{999}"] * 120),
+        "large binomial": r"\binom{20000}{10000}",
+        "fractions without common denominator": "+".join(f"1/{n}^9" for n in range(1000, 1090)),
+        "exponentials": r"\exp(\exp(\exp(1000)))",
+        "poles": r"\cot x" * 150, "commas": "," * 990, "plus or minus": r"\pm1," * 190, "numerals": "9_9" * 300,
+        "mixed": "1 1/2" * 190,
+        "root of root": r"\sqrt[10^9]{2}", "equations": "x=y=" * 200 + "1",
+        "matrix": r"\begin{pmatrix}" + r"1&2\\" * 120 + r"\end{pmatrix}",
+        "digits below the limit of int": "9" * 990, "nested powers": "(" * 20 + "x" + "^{99})" * 20,
+        "list": ",".join(["x+1"] * 240),
     }
     texts = {name: "\\boxed{" + text + "}" for name, text in inside.items()}
-    texts.update({"open boxes": "\\boxed{" * 200_000, "bare boxes": "\\boxed " * 200_000, "boxes with a letter": "\\boxed{a" * 200_000,
-                  "think": "<think>" * 200_000, "end of think": "</think>" * 200_000, "both": "<think></think>" * 100_000, "backslashes": "\\" * 10**6,
-                  "answers": "answer is " * 100_000, "stars": "answer" + "*" * 10**6, "hashes": "#" * 10**6, "surrogates": "\ud800" * 10**5, "null": "\0" * 10**6})
+    texts.update({"open boxes": "\\boxed{" * 200_000, "bare boxes": "\\boxed " * 200_000,
+        "boxes with a letter": "\\boxed{a" * 200_000,
+                  "think": "<think>" * 200_000, "end of think": "</think>" * 200_000,
+                  "both": "<think></think>" * 100_000, "backslashes": "\\" * 10**6,
+                  "answers": "answer is " * 100_000, "stars": "answer" + "*" * 10**6, "hashes": "#" * 10**6,
+                  "surrogates": "\ud800" * 10**5, "null": "\0" * 10**6})
     return texts
 
 
@@ -228,9 +312,12 @@ def test_the_named_examples_take_more_than_milliseconds():
         assert time.process_time() - start < 0.25
 
 
-PIECES = [r"\frac", r"\sqrt", "{", "}", "(", ")", "[", "]", "^", "_", "!", "+", "-", "*", "/", "=", "<", ",", ":", "|", "&", r"\\", r"\{", r"\}", r"\pm", r"\cup",
-          r"\begin{pmatrix}", r"\end{pmatrix}", r"\text{", "5", "12", "0.5", "x", "i", r"\pi", r"\infty", r"\sin", r"\log", r"\binom", "°", "%", "$", r"\$", " ",
-          "and", "five", "cm", r"\boxed{", "<think>", "</think>", "#### ", "The answer is ", "\n", "\0", "é", "\ud800", "٣", "²", "❤"]
+PIECES = [r"\frac", r"\sqrt", "{", "}", "(", ")", "[", "]", "^", "_", "!", "+", "-", "*", "/", "=", "<", ",", ":", "|",
+    "&", r"\\", r"\{", r"\}", r"\pm", r"\cup",
+          r"\begin{pmatrix}", r"\end{pmatrix}", r"\text{", "5", "12", "0.5", "x", "i", r"\pi", r"\infty", r"\sin",
+          r"\log", r"\binom", "°", "%", "$", r"\$", " ",
+          "and", "five", "cm", r"\boxed{", "<think>", "</think>", "#### ", "The answer is ", "\n", "\0", "é", "\ud800",
+          "٣", "²", "❤"]
 
 
 def test_random_text_raises():
@@ -239,7 +326,8 @@ def test_random_text_raises():
         text = "".join(rng.choice(PIECES) for _ in range(rng.randint(1, 40)))
         for response in (text, "\\boxed{" + text + "}"):
             verdict = verify("math", response, "x^2+7")
-            assert isinstance(verdict.correct, bool) and bool(verdict.feedback) is not verdict.correct and len(verdict.feedback) <= 2_000
+            assert isinstance(verdict.correct, bool) and bool(verdict.feedback) is not verdict.correct
+            assert len(verdict.feedback) <= 2_000
 
 
 def test_mutated_answer_raises():
@@ -260,8 +348,10 @@ def test_an_answer_is_not_equal_to_itself_after_mutation_of_its_form():
 def test_feedback_tells_the_gold_answer(rows):
     golds = [row["answer"] for row in rows("math/math500_test")]
     rng, swapped = random.Random(2), 0
-    for response in [boxed(gold) for gold in golds] + ["", r"\boxed{7", r"\boxed{{}", "It is 7", r"\boxed{" + "9" * 2_000 + "}", "<think> 7"]:
-        texts = {verdict.feedback for verdict in (verify("math", response, gold) for gold in rng.sample(golds, 20)) if not verdict.correct}
+    for response in [boxed(gold) for gold in golds] + ["", r"\boxed{7", r"\boxed{{}", "It is 7",
+        r"\boxed{" + "9" * 2_000 + "}", "<think> 7"]:
+        texts = {verdict.feedback for verdict in (verify("math", response, gold) for gold in rng.sample(golds,
+            20)) if not verdict.correct}
         assert len(texts) == 1
         swapped += 1
     assert swapped == 256
