@@ -1,13 +1,13 @@
 """One step of MOPD, Multi-Rollout On-Policy Distillation (arXiv 2605.12652): multi-*rollout*, not multi-teacher.
 
-    sample K rollouts per problem -> verify each -> choose peers, write the teacher's prompt -> score every token with the
-    student and with the teacher that has read the peers -> one gradient
+    sample K rollouts per problem -> verify each -> choose peers, write the teacher's prompt -> score every token with
+    the student and with the teacher that has read the peers -> one gradient
 
-    loss = sum over rollouts i, tokens t of  w_it * D( teacher(. | problem, peers_i, y_i<t) || student(. | problem, y_i<t) )
+    loss = sum_i sum_t w_it D( teacher(.| problem, peers_i, y_i<t) || student(.| problem, y_i<t) )
 
-with D the Jensen-Shannon divergence by default and one normaliser in w for the whole step. The loss is a divergence, not a
-reward: it starts small and need not fall. `plan` is the one place where the methods differ (mopd, sdpo, opd, grpo, rft).
-Uses rollout.py, verifiers.py, peer_context.py and loss.py; knows nothing of data files, optimizers or checkpoints.
+with D the Jensen-Shannon divergence by default and one normaliser in w for the whole step. The loss is a divergence,
+not a reward: it starts small and need not fall. `plan` is the one place where the methods differ (mopd, sdpo, opd,
+grpo, rft). Uses rollout.py, verifiers.py, peer_context.py and loss.py; knows nothing of data files or optimizers.
 
 Differences from the paper: full-vocabulary divergence instead of the top 100 (`top_k=100` gives theirs), evaluation and
 scoring by the same code as training; README.md has the whole list.
@@ -68,7 +68,7 @@ class Attempt:
 
 @dataclass
 class Teacher:
-    """kind: "ema", "frozen", "current" (the student itself) or "external"; vocabulary: rows of both heads that are compared."""
+    """kind: "ema", "frozen", "current" (the student itself) or "external"; vocabulary: head rows that are compared."""
     model: torch.nn.Module
     tokenizer: object
     kind: str
@@ -93,7 +93,8 @@ def make_teacher(kind, student, tokenizer, external=None, external_tokenizer=Non
         return Teacher(model, tokenizer, kind, rows)
     if tokenizer.get_vocab() != external_tokenizer.get_vocab():
         raise ValueError("the teacher's vocabulary differs from the student's: use a teacher with the same tokenizer")
-    return Teacher(external.requires_grad_(False).eval(), external_tokenizer, "external", min(rows, len(head(external))))
+    rows = min(rows, len(head(external)))
+    return Teacher(external.requires_grad_(False).eval(), external_tokenizer, "external", rows)
 
 
 def head(model) -> torch.Tensor:
@@ -102,14 +103,14 @@ def head(model) -> torch.Tensor:
 
 
 def check_model(model, name):
-    """Refuse a model whose logits are not exactly (final hidden states) x (output matrix)^T: the loss is worked out from these.
+    """Refuse a model whose logits are not (final hidden states) x (output matrix)^T: the loss is worked out from these.
 
     Scaled (Granite, Cohere), capped (Gemma 2) and biased (Phi) heads, and models without one matrix, raise ValueError.
     Cap and bias are looked up, too: small logits do not show a cap, and a bias may start at zero.
     """
     output = model.get_output_embeddings()
     if not isinstance(getattr(output, "weight", None), torch.Tensor) or output.weight.dim() != 2:
-        raise ValueError(f"{name}: no output matrix that the loss could use (get_output_embeddings() gives {type(output).__name__})")
+        raise ValueError(f"{name}: no output matrix that the loss could use ({type(output).__name__})")
     ids = torch.arange(8, device=output.weight.device)[None] % len(output.weight)
     with torch.no_grad():
         mode, _ = model.training, model.eval()
@@ -139,7 +140,7 @@ def max_length(model) -> int:
 # --- text to tokens ---
 
 def chat_ids(tokenizer, system, user) -> list[int]:
-    """Token ids of the conversation with the generation prompt, by the tokenizer's chat template (thinking off where it knows that).
+    """Token ids of the conversation with the generation prompt, by the chat template (thinking off if it can be).
 
     Rendered to text first and tokenised without special tokens: the template writes its own, and a second BOS would be
     one too many. Where a template has no system role the system message opens the user turn.
@@ -158,7 +159,7 @@ def _render(tokenizer, messages) -> str:
 @functools.lru_cache(maxsize=8)
 def _has_system_role(tokenizer) -> bool:
     if not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template: use an instruction-tuned model, or set tokenizer.chat_template")
+        raise ValueError("the tokenizer has no chat template: use an instruction-tuned model, or give it one")
     try:
         text = _render(tokenizer, [{"role": "system", "content": "<system?>"}, {"role": "user", "content": "."}])
     except Exception as error:                      # templates refuse the role with an exception type of their own
@@ -180,7 +181,7 @@ def completion_text(tokenizer, ids) -> str:
 
 def sample(student, tokenizer, problems, *, k, task, max_new_tokens, temperature=1.0, top_p=1.0, seed=0, max_rows=None,
            autocast=contextlib.nullcontext, seconds=None) -> list[Attempt]:
-    """K verified attempts for each problem, group after group. Times go into seconds["rollout"] and seconds["verify"]."""
+    """K verified attempts for each problem, group after group; times go into seconds["rollout"] and ["verify"]."""
     start = time.perf_counter()
     with autocast():
         groups = generate(student, [student_ids(tokenizer, p) for p in problems], k, max_new_tokens=max_new_tokens,
@@ -188,12 +189,12 @@ def sample(student, tokenizer, problems, *, k, task, max_new_tokens, temperature
                           keys=[p.key for p in problems], max_rows=max_rows)
     sampled = time.perf_counter()
     flat = [(g, rollout) for g, group in enumerate(groups) for rollout in group]
-    written = [r.ids[:-1] if r.stopped else r.ids for _, r in flat]       # not every stop token is one that decode skips
+    written = [r.ids[:-1] if r.stopped else r.ids for _, r in flat]     # not every stop token is one that decode skips
     texts = [completion_text(tokenizer, ids) for ids in written]
     verdicts = verify_batch(task, texts, [problems[g].answer for g, _ in flat])
     if seconds is not None:
         seconds["rollout"], seconds["verify"] = sampled - start, time.perf_counter() - sampled
-    return [Attempt(problems[g], g, rollout, text, verdict) for (g, rollout), text, verdict in zip(flat, texts, verdicts)]
+    return [Attempt(problems[g], g, rollout, text, v) for (g, rollout), text, v in zip(flat, texts, verdicts)]
 
 
 # --- 2. what each method learns from a rollout ---
@@ -241,13 +242,13 @@ def _choose(attempts, i, kind, seed) -> peer_context.Peers:
 
 
 def write_contexts(attempts, teacher, *, peer_tokens, longest) -> dict[str, int]:
-    """Fill in teacher_text and teacher_ids of every attempt with a weight; returns {"peers_shortened", "peers_dropped"}.
+    """Fill in teacher_text and teacher_ids of attempts with a weight; returns counts of peers shortened and dropped.
 
-    Each peer is cut to `peer_tokens` (head and tail kept). While prompt and completion together exceed `longest` tokens, a
-    peer is dropped: extra successes first, then the failure, the first success, the feedback. The problem, the instruction and
-    the generation prompt are never cut. A context that loses everything, or does not fit bare, takes the weight along; so
-    does a token beyond the common vocabulary, which an external teacher cannot read. Special tokens that a peer spells
-    out are broken up: they would end the user turn.
+    Each peer is cut to `peer_tokens` (head and tail kept). While prompt and completion exceed `longest` tokens, a peer
+    is dropped: extra successes first, then the failure, the first success, the feedback. The problem, the instruction
+    and the generation prompt are never cut. A context that loses everything, or does not fit bare, takes the weight
+    along; so does a token beyond the common vocabulary, which an external teacher cannot read. Special tokens that a
+    peer spells out are broken up: they would end the user turn.
     """
     counts = {"peers_shortened": 0, "peers_dropped": 0}
     encode = lambda text: teacher.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -273,7 +274,8 @@ def write_contexts(attempts, teacher, *, peer_tokens, longest) -> dict[str, int]
         successes, failures, feedback = bodies(a.peers.successes), bodies(a.peers.failures), harmless(a.feedback)
         bare = not (successes or failures or feedback)
         while True:
-            text = peer_context.teacher_prompt(a.problem.prompt, successes=successes, failures=failures, feedback=feedback)
+            text = peer_context.teacher_prompt(a.problem.prompt, successes=successes, failures=failures,
+                                               feedback=feedback)
             ids = chat_ids(teacher.tokenizer, a.problem.system, text)
             fits = len(ids) + len(a.rollout.ids) <= longest
             if fits or not (successes or failures or feedback):
@@ -295,10 +297,10 @@ def write_contexts(attempts, teacher, *, peer_tokens, longest) -> dict[str, int]
 # --- 3. score and differentiate ---
 
 def microbatches(attempts, budget) -> list[list[Attempt]]:
-    """Attempts with a weight, sorted by length, in batches of at most `budget` tokens with padding (one attempt at least)."""
+    """Attempts with a weight, sorted by length, in batches of at most `budget` tokens with padding (or one attempt)."""
     size = lambda a: max(len(a.rollout.prompt_ids), len(a.teacher_ids)) + len(a.rollout.ids)
     batches = []
-    for a in sorted((a for a in attempts if a.weight), key=size, reverse=True):      # longest first: it sets the row length
+    for a in sorted((a for a in attempts if a.weight), key=size, reverse=True):     # the first sets the row length
         if batches and (len(batches[-1]) + 1) * size(batches[-1][0]) <= budget:
             batches[-1].append(a)
         else:
@@ -316,21 +318,21 @@ def hidden_states(model, prompts, completions) -> torch.Tensor:
     where = torch.zeros(ids.shape, dtype=torch.bool)
     for n, (prompt, row) in enumerate(zip(prompts, rows)):
         ids[n, :len(row)] = torch.tensor(row)
-        where[n, len(prompt) - 1:len(row) - 1] = True            # the token at t is predicted at t - 1, the stop token too
+        where[n, len(prompt) - 1:len(row) - 1] = True       # the token at t is predicted at t - 1, the stop token too
     device = head(model).device
     hidden = model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state[where.to(device)]
-    if torch.is_autocast_enabled(device.type):          # the last norm returns float32; the head product shall not be in it
+    if torch.is_autocast_enabled(device.type):              # the last norm returns float32; the head product shall not
         hidden = hidden.to(torch.get_autocast_dtype(device.type))
     return hidden
 
 
-def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top_k=None, temperature=1.0, reduction="token",
-             is_clip=None, micro_tokens=8192, autocast=contextlib.nullcontext, seconds=None) -> dict:
+def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top_k=None, temperature=1.0,
+             reduction="token", is_clip=None, micro_tokens=8192, autocast=contextlib.nullcontext, seconds=None) -> dict:
     """Accumulate the gradient of the step's loss into the student's parameters; returns metrics (None where undefined).
 
     The normaliser is fixed here, before the first backward, over the whole step: "token" counts every completion token
-    alike, "sequence" every attempt alike, and only attempts that the method learns from count (for grpo: all of them). So
-    any split into micro-batches gives the same gradient. Without any such attempt the loss is 0 and no gradient is made.
+    alike, "sequence" every attempt alike, and only attempts that the method learns from count (for grpo: all of them).
+    So any split into micro-batches gives the same gradient. Without any such attempt the loss is 0, without a gradient.
     """
     counted = attempts if method == "grpo" else [a for a in attempts if a.weight]
     total = sum(len(a.rollout.ids) for a in counted) if reduction == "token" else len(counted)
@@ -340,10 +342,10 @@ def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top
     for batch in microbatches(attempts, micro_tokens):
         completions = [a.rollout.ids for a in batch]
         matrix = head(student)
-        ids = torch.tensor([t for c in completions for t in c], device=matrix.device)                                # (N,)
-        sampled = torch.tensor([x for a in batch for x in a.rollout.logprobs], device=matrix.device)                 # (N,)
+        ids = torch.tensor([t for c in completions for t in c], device=matrix.device)                           # (N,)
+        sampled = torch.tensor([x for a in batch for x in a.rollout.logprobs], device=matrix.device)            # (N,)
         weights = torch.tensor([a.weight / (total if reduction == "token" else total * len(a.rollout.ids))
-                                for a in batch for _ in a.rollout.ids], device=matrix.device)                        # (N,)
+                                for a in batch for _ in a.rollout.ids], device=matrix.device)                   # (N,)
         if method not in NO_TEACHER:
             start = time.perf_counter()
             with torch.no_grad(), autocast():

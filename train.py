@@ -1,6 +1,6 @@
-"""Train a student by MOPD or one of its baselines: command line, data, AdamW loop with gradient accumulation, evaluation, checkpoints.
+"""Train a student by MOPD or a baseline: command line, data, AdamW loop, evaluation, checkpoints.
 
-    python train.py --task math                                                    # the tiny student in its made-up world
+    python train.py --task math                                     # the tiny student in its made-up world
     python train.py --task math --model Qwen/Qwen3-1.7B --data train.jsonl --eval-data test.jsonl
 
 Uses mopd.py for the step itself and tiny.py for the default student. Knows nothing of how a method works.
@@ -88,8 +88,9 @@ class Settings:
                 raise ValueError(f"{flag(f.name)} {value}: choose from {', '.join(choices)}")
             if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
                 raise ValueError(f"{flag(f.name)} {value}: must be a number and not negative")
-        for name in ("problems", "rollouts", "eval_rollouts", "steps", "max_new_tokens", "eval_every", "eval_problems", "save_every",
-                     "keep", "micro_tokens", "peer_tokens", "top_k", "grad_clip", "temperature", "eval_top_p", "is_clip"):
+        for name in ("problems", "rollouts", "eval_rollouts", "steps", "max_new_tokens", "eval_every", "eval_problems",
+                     "save_every", "keep", "micro_tokens", "peer_tokens", "top_k", "grad_clip", "temperature",
+                     "eval_top_p", "is_clip"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{flag(name)} 0: must be positive")
         for name in ("ema_rate", "eval_top_p"):
@@ -100,11 +101,11 @@ class Settings:
         if self.feedback and self.method not in ("mopd", "sdpo"):
             raise ValueError(f"--feedback belongs to --method mopd: leave it out with --method {self.method}")
         if self.method in ("mopd", "sdpo", "grpo") and self.rollouts < 2:
-            raise ValueError(f"--rollouts {self.rollouts}: --method {self.method} compares rollouts of a problem, so at least 2")
+            raise ValueError(f"--rollouts {self.rollouts}: --method {self.method} compares rollouts, so at least 2")
         if self.method == "opd" and self.teacher in COPIES:
-            raise ValueError("--method opd needs --teacher MODEL: a copy of the student without peers has nothing to teach")
+            raise ValueError("--method opd needs --teacher MODEL: without peers a copy of the student teaches nothing")
         if self.model == "tiny" and (self.data or self.eval_data):
-            raise ValueError("--data and --eval-data need --model: the tiny student only speaks the language of its own world")
+            raise ValueError("--data and --eval-data need --model: the tiny student knows only its own world")
         if self.model != "tiny" and not self.data:
             raise ValueError(f"--model {self.model} needs --data FILE")
         if self.resume and not self.out:
@@ -126,13 +127,13 @@ class Settings:
 
 
 COPIES = ("ema", "frozen", "current")                            # teachers that are the student itself or a copy of it
-# Defaults that depend on the model: right for the tiny world, and the paper's (EMA 0.05, lr 1e-5, evaluation at 0.6 / 0.95).
+# Defaults that depend on the model: right for the tiny world, and the paper's for real ones.
 TINY = dict(steps=60, max_new_tokens=32, lr=1e-3, ema_rate=0.02, peer_tokens=64, micro_tokens=4096,
             eval_every=15, eval_problems=64, eval_temperature=1.0, eval_top_p=1.0)
 REAL = dict(steps=200, max_new_tokens=1024, lr=1e-5, ema_rate=0.05, peer_tokens=1024, micro_tokens=8192,
             eval_every=20, eval_problems=256, eval_temperature=0.6, eval_top_p=0.95)
-MAY_CHANGE = ("steps", "eval_every", "eval_problems", "eval_rollouts", "eval_temperature", "eval_top_p", "save_every", "keep", "out",
-              "resume", "device", "micro_tokens", "eval_data")
+MAY_CHANGE = ("steps", "eval_every", "eval_problems", "eval_rollouts", "eval_temperature", "eval_top_p", "eval_data",
+              "save_every", "keep", "out", "resume", "device", "micro_tokens")          # when a run is resumed
 
 
 def flag(name):
@@ -143,8 +144,8 @@ def parse(arguments) -> Settings:
     """Settings from the command line; what is wrong with it ends the program with one line and status 2."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     for f in dataclasses.fields(Settings):
-        kind = dict(action="store_true") if f.type is bool else dict(type=f.type, choices=f.metadata["choices"], default=f.default)
-        parser.add_argument(flag(f.name), help=f.metadata["help"], **kind)
+        kind = {"action": "store_true"} if f.type is bool else {"type": f.type, "choices": f.metadata["choices"]}
+        parser.add_argument(flag(f.name), default=f.default, help=f.metadata["help"], **kind)
     try:
         return Settings(**vars(parser.parse_args(arguments)))
     except ValueError as error:
@@ -167,7 +168,7 @@ def find_file(spec) -> Path:
 def read_problems(spec, settings) -> list[mopd.Problem]:
     """The rows of a JSON Lines file as problems. A bad row raises ValueError with file and line number."""
     path, problems = find_file(spec), []
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):        # splitlines() would also split at U+2028
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):   # splitlines() would split at U+2028 too
         if not line.strip():
             continue
         try:
@@ -181,10 +182,10 @@ def read_problems(spec, settings) -> list[mopd.Problem]:
 
 
 def read_row(row, settings, key) -> mopd.Problem:
-    """One row as a problem: the task's instruction where it has no system message, and for code what the tests will call."""
+    """One row as a problem, with the task's instruction where it has no system message."""
     for name in (settings.prompt_field, settings.answer_field):
         if name not in row:
-            raise ValueError(f"no field {name!r} (there are: {', '.join(map(str, row))}); see --prompt-field and --answer-field")
+            raise ValueError(f"no field {name!r}, only {', '.join(map(repr, row))}: see --prompt-field, --answer-field")
     prompt, answer, system = row[settings.prompt_field], row[settings.answer_field], row.get(settings.system_field)
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"field {settings.prompt_field!r} is not a text")
@@ -242,8 +243,10 @@ def prepare(settings) -> Run:
     if out.exists() and not (out.is_dir() and (s.resume or not any(out.iterdir()))):
         raise ValueError(f"{out} is not empty: choose another --out, or --resume to continue the run there")
     if s.model == "tiny":
-        train, held_out = ([read_row(row, s, n) for n, row in enumerate(rows)] for rows in tiny.problems(s.task, seed=s.seed))
-        student, tokenizer = tiny.build(s.task, instruction=verifiers.INSTRUCTIONS[s.task], folder=out.parent, device=s.device)
+        train, held_out = ([read_row(row, s, n) for n, row in enumerate(rows)]
+                           for rows in tiny.problems(s.task, seed=s.seed))
+        student, tokenizer = tiny.build(s.task, instruction=verifiers.INSTRUCTIONS[s.task], folder=out.parent,
+                                        device=s.device)
     else:
         train = read_problems(s.data, s)
         if s.eval_data:
@@ -263,7 +266,7 @@ def prepare(settings) -> Run:
         dropout = [name for name, value in student.config.to_dict().items()
                    if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float) and value > 0]
         if dropout:
-            raise ValueError(f"--gradient-checkpointing with {dropout[0]} > 0 in the model's config would train under dropout: set it to 0")
+            raise ValueError(f"--gradient-checkpointing would train under dropout: set {dropout[0]} to 0 in the config")
         student.gradient_checkpointing_enable()
     teacher = mopd.make_teacher(s.teacher if s.teaches else "current", student.to(s.device), tokenizer, *external)
     teacher.model.to(s.device)
@@ -287,14 +290,15 @@ def record_samples(path, step, attempts):
     """One line per group: the texts, verdicts, peers (positions in the step) and teacher prompts of this step."""
     for group in sorted({a.group for a in attempts}):
         mates = [(i, a) for i, a in enumerate(attempts) if a.group == group]
-        append(path, {"step": step, "problem": mates[0][1].problem.key, "prompt": mates[0][1].problem.prompt, "attempts": [
-            {"position": i, "text": a.text, "stopped": a.rollout.stopped, "correct": a.verdict.correct, "answer": a.verdict.answer,
-             "feedback": a.verdict.feedback, "successes": a.peers.successes, "failures": a.peers.failures,
-             "teacher_prompt": a.teacher_text, "weight": a.weight} for i, a in mates]})
+        problem = mates[0][1].problem
+        append(path, {"step": step, "problem": problem.key, "prompt": problem.prompt, "attempts": [
+            {"position": i, "text": a.text, "stopped": a.rollout.stopped, "correct": a.verdict.correct,
+             "answer": a.verdict.answer, "feedback": a.verdict.feedback, "successes": a.peers.successes,
+             "failures": a.peers.failures, "teacher_prompt": a.teacher_text, "weight": a.weight} for i, a in mates]})
 
 
 def save(run, step):
-    """Write OUT/step-N: model/ is an ordinary save_pretrained folder, state/ what resuming needs. Old ones beyond --keep go."""
+    """Write OUT/step-N: model/, an ordinary save_pretrained folder, and state/. Older ones than the last --keep go."""
     final, staging = run.out / f"step-{step:06d}", run.out / f"step-{step:06d}.tmp"
     shutil.rmtree(staging, ignore_errors=True)
     (staging / "state").mkdir(parents=True)
@@ -320,14 +324,17 @@ def restore(run):
     state = torch.load(newest / "state" / "state.pt", map_location=run.settings.device, weights_only=True)
     for name, value in state["settings"].items():
         if name not in MAY_CHANGE and getattr(run.settings, name) != value:
-            raise ValueError(f"{flag(name)} is {getattr(run.settings, name)} now and was {value} in {newest}: resume with the same settings")
-    run.student.load_state_dict(AutoModelForCausalLM.from_pretrained(newest / "model", dtype=torch.float32).state_dict())
+            raise ValueError(f"{flag(name)} is {getattr(run.settings, name)} now and was {value} in {newest}: "
+                             "resume with the same settings")
+    saved = AutoModelForCausalLM.from_pretrained(newest / "model", dtype=torch.float32)
+    run.student.load_state_dict(saved.state_dict())
     if state["teacher"] is not None:
         run.teacher.model.load_state_dict(state["teacher"])
     run.optimizer.load_state_dict(state["optimizer"])
     for path in run.out.glob("*.jsonl"):
-        lines = [line for line in path.read_text("utf-8").split("\n") if line and json.loads(line)["step"] <= state["step"]]
-        path.write_text("".join(line + "\n" for line in lines), "utf-8")
+        lines = path.read_text("utf-8").split("\n")
+        kept = [line for line in lines if line and json.loads(line)["step"] <= state["step"]]
+        path.write_text("".join(line + "\n" for line in kept), "utf-8")
     run.done = state["step"]
     print(f"resuming from {newest}")
 
@@ -335,7 +342,7 @@ def restore(run):
 # --- the loop ---
 
 def batch_of(problems, step, settings) -> list[mopd.Problem]:
-    """The problems of a step (counted from 1): shuffled anew each epoch, none twice in a step, a function of seed and step alone."""
+    """The problems of a step (from 1): shuffled anew each epoch, none twice in a step, a function of seed and step."""
     per_epoch = len(problems) // settings.problems
     epoch, position = divmod(step - 1, per_epoch)
     order = list(range(len(problems)))
@@ -348,10 +355,11 @@ def sampler_seed(settings, step) -> int:
 
 
 def evaluate(run) -> dict:
-    """mean@k and pass@k over the held-out problems; the same random numbers every time, so that evaluations are paired."""
+    """mean@k and pass@k over the held-out problems, with the same random numbers each time: evaluations are paired."""
     s, k = run.settings, run.settings.eval_rollouts
-    attempts = mopd.sample(run.student, run.tokenizer, run.held_out, k=k, task=s.task, max_new_tokens=s.max_new_tokens,
-                           temperature=s.eval_temperature, top_p=s.eval_top_p, seed=sampler_seed(s, 0), autocast=run.autocast)
+    attempts = mopd.sample(run.student, run.tokenizer, run.held_out, k=k, task=s.task, seed=sampler_seed(s, 0),
+                           max_new_tokens=s.max_new_tokens, temperature=s.eval_temperature, top_p=s.eval_top_p,
+                           autocast=run.autocast)
     groups = [attempts[n:n + k] for n in range(0, len(attempts), k)]
     return {"eval_mean_at_k": sum(a.success for a in attempts) / len(attempts),
             "eval_pass_at_k": sum(any(a.success for a in g) for g in groups) / len(groups), "eval_k": k}
@@ -360,19 +368,21 @@ def evaluate(run) -> dict:
 def train_step(run, step):
     """(metrics, attempts) of one step, the update of optimizer and teacher included."""
     s, seed, seconds, cuts = run.settings, sampler_seed(run.settings, step), {}, {}
-    attempts = mopd.sample(run.student, run.tokenizer, batch_of(run.train, step, s), k=s.rollouts, task=s.task, seed=seed,
-                           max_new_tokens=s.max_new_tokens, temperature=s.temperature, autocast=run.autocast, seconds=seconds)
+    attempts = mopd.sample(run.student, run.tokenizer, batch_of(run.train, step, s), k=s.rollouts, task=s.task,
+                           seed=seed, max_new_tokens=s.max_new_tokens, temperature=s.temperature,
+                           autocast=run.autocast, seconds=seconds)
     mopd.plan(attempts, method=s.method, peers=s.peers, feedback=s.feedback, seed=seed)
     if s.teaches:
-        cuts = mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens, longest=mopd.max_length(run.teacher.model))
+        cuts = mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens,
+                                   longest=mopd.max_length(run.teacher.model))
     run.optimizer.zero_grad(set_to_none=True)
-    run.student.train(s.gradient_checkpointing)                  # otherwise eval mode: dropout would part trainer and sampler
-    metrics = mopd.backward(run.student, run.teacher, attempts, method=s.method, divergence=s.divergence, top_k=s.top_k,
-                            temperature=s.temperature, reduction=s.reduction, is_clip=s.is_clip, micro_tokens=s.micro_tokens,
-                            autocast=run.autocast, seconds=seconds)
+    run.student.train(s.gradient_checkpointing)         # otherwise eval mode: dropout would part it from the sampler
+    metrics = mopd.backward(run.student, run.teacher, attempts, method=s.method, divergence=s.divergence,
+                            top_k=s.top_k, temperature=s.temperature, reduction=s.reduction, is_clip=s.is_clip,
+                            micro_tokens=s.micro_tokens, autocast=run.autocast, seconds=seconds)
     run.student.eval()
     lr, grad_norm = s.lr * min(1.0, step / max(1, s.warmup_steps)), None
-    if metrics["scored_tokens"]:                                 # else nothing to learn: AdamW's momentum and the EMA would move
+    if metrics["scored_tokens"]:                        # else nothing to learn: momentum and EMA would move on alone
         grad_norm = torch.nn.utils.clip_grad_norm_(run.student.parameters(), s.grad_clip).item()
         for group in run.optimizer.param_groups:
             group["lr"] = lr
@@ -384,54 +394,71 @@ def train_step(run, step):
 
 def announce(run):
     """The run's arithmetic, before any work."""
-    s, parameters, vocabulary = run.settings, sum(p.numel() for p in run.student.parameters()), len(mopd.head(run.student))
-    copies = 5 if run.teacher.kind in ("ema", "frozen") else 4
-    print(f"{s.method}{f' ({s.peers})' if s.peers else ''} on {s.task}: {s.model}, {parameters / 1e6:.1f}M parameters, {s.device} "
-          f"in {s.dtype}; {len(run.train)} training and {len(run.held_out)} evaluation problems")
-    print(f"a step: {s.problems} problems x {s.rollouts} rollouts = {s.problems * s.rollouts} rollouts, at most "
-          f"{s.problems * s.rollouts * s.max_new_tokens:,} new tokens; {s.steps} steps")
-    print(f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} {parameters * 4 * copies / 2**20:,.0f} MiB; "
-          f"all logits of a step at once would be {s.problems * s.rollouts * s.max_new_tokens * vocabulary * 4 / 2**20:,.0f} MiB, "
-          f"a chunk of the loss is {256 * vocabulary * 4 / 2**20:,.1f} MiB")
+    s, mega = run.settings, 2**20
+    parameters, vocabulary = sum(p.numel() for p in run.student.parameters()), len(mopd.head(run.student))
+    copies, rows = (5 if run.teacher.kind in ("ema", "frozen") else 4), s.problems * s.rollouts
+    print(f"{s.method}{f' ({s.peers})' if s.peers else ''} on {s.task}: {s.model}, {parameters / 1e6:.1f}M parameters, "
+          f"{s.device} in {s.dtype}; {len(run.train)} training and {len(run.held_out)} evaluation problems")
+    print(f"{s.steps} steps of {s.problems} problems x {s.rollouts} rollouts = {rows} rollouts, "
+          f"at most {rows * s.max_new_tokens:,} new tokens a step")
+    print(f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} {parameters * 4 * copies / mega:,.0f} "
+          f"MiB; all logits of a step would be {rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, "
+          f"a chunk of the loss is {256 * vocabulary * 4 / mega:,.1f} MiB")
+    if s.task == "code":
+        print(verifiers.describe_isolation())
     print(f"run folder: {run.out}")
 
 
 def line_of(m) -> str:
     number = lambda value, form: "-" if value is None else format(value, form)
     return (f"step {m['step']:4d}  loss {m['loss']:.4f}  success {m['success']:.3f}  groups mixed/right/wrong "
-            f"{m['groups_mixed']}/{m['groups_all_right']}/{m['groups_all_wrong']}  unweighted {m['unweighted']}  truncated {m['truncated']}  "
-            f"length {m['mean_completion_length']:.1f}  |g| {number(m['grad_norm'], '.3f')}  {sum(m['seconds'].values()):.1f}s")
+            f"{m['groups_mixed']}/{m['groups_all_right']}/{m['groups_all_wrong']}  unweighted {m['unweighted']}  "
+            f"truncated {m['truncated']}  length {m['mean_completion_length']:.1f}  "
+            f"|g| {number(m['grad_norm'], '.3f')}  {sum(m['seconds'].values()):.1f}s")
 
 
-def summarise(run, evaluations, attempts):
-    """The end of a run: one rollout and what its teacher read, before and after, where things are, what to try next."""
-    told = [a for a in attempts if a.teacher_text]
-    shown = next((a for a in told if a.peers.successes and not a.success), told[0] if told else None)
-    if shown:
-        print(f"--- problem\n{shown.problem.prompt}\n--- a rollout, {'right' if shown.success else 'wrong'}\n{shown.text}")
-        print(f"--- what the teacher read before it scored this rollout\n{shown.teacher_text}\n---")
+def example_of(attempts):
+    """(a success, a failure) of one group, None where there is no mixed group."""
+    for failure in attempts:
+        success = next((a for a in attempts if a.group == failure.group and a.success), None)
+        if success and not failure.success:
+            return success, failure
+    return None
+
+
+def summarise(run, evaluations, example):
+    """The end of a run: a group and what its teacher read, before and after, where things are, what to try next."""
+    if example:
+        success, failure = example
+        print(f"--- a problem\n{failure.problem.prompt}\n--- a success\n{success.text}\n--- a failure\n{failure.text}")
+        if failure.teacher_text:
+            print(f"--- what the teacher read before it scored this failure token by token\n{failure.teacher_text}")
+        print("---")
     if evaluations:
         first, last = evaluations[0], evaluations[-1]
         for name in ("mean", "pass"):
             before, after = first[f"eval_{name}_at_k"], last[f"eval_{name}_at_k"]
-            print(f"held-out {name}@{last['eval_k']}: {before:.3f} at step {first['step']}, {after:.3f} at step {last['step']}")
+            print(f"held-out {name}@{last['eval_k']}: {before:.3f} at step {first['step']}, "
+                  f"{after:.3f} at step {last['step']}")
     print(f"metrics, samples and checkpoints: {run.out}")
     print("next: another --task, --peers positive, --method grpo, or your own --model and --data (README.md)")
 
 
 def train(run) -> list[dict]:
     """The loop; returns the evaluations."""
-    s, evaluations, attempts = run.settings, [], []
+    s, evaluations, example = run.settings, [], None
 
     def evaluate_now(step):
         evaluations.append({"step": step, **evaluate(run)})
         append(run.out / "metrics.jsonl", evaluations[-1])
-        tqdm.write("step {step:4d}  held-out mean@{eval_k} {eval_mean_at_k:.3f}  pass@{eval_k} {eval_pass_at_k:.3f}".format(**evaluations[-1]))
+        tqdm.write("step {step:4d}  held-out mean@{eval_k} {eval_mean_at_k:.3f}  pass@{eval_k} {eval_pass_at_k:.3f}"
+                   .format(**evaluations[-1]))
 
     if run.held_out and not run.done:
         evaluate_now(0)
     for step in tqdm(range(run.done + 1, s.steps + 1), desc="steps", initial=run.done, total=s.steps, disable=None):
         metrics, attempts = train_step(run, step)
+        example = example_of(attempts) or example
         append(run.out / "metrics.jsonl", metrics)
         tqdm.write(line_of(metrics))
         if step % s.eval_every == 0 or step == s.steps:
@@ -440,7 +467,7 @@ def train(run) -> list[dict]:
                 evaluate_now(step)
         if step % s.save_every == 0 or step == s.steps:
             save(run, step)
-    summarise(run, evaluations, attempts)
+    summarise(run, evaluations, example)
     return evaluations
 
 

@@ -886,6 +886,9 @@ def _start(kind, request, stdin, peer, time_limit, memory_mb):
         server = _connect()
         with _lock:
             socket.send_fds(server.socket, [_ASK.pack(kind, len(message), time_limit, memory_mb)], fds)
+    except BaseException:
+        given += run.values()
+        raise
     finally:
         for file in given:
             file.close()
@@ -1277,6 +1280,8 @@ def _common_names():
 
 
 _LIBRARY = ctypes.CDLL(None, use_errno=True) if _LINUX else None
+# os.fork would run threading's and random's handlers in each child: half a millisecond. The server has one thread, so
+# there is nothing to repair, and that all programs draw the same random numbers makes their verdicts repeatable.
 _fork = ctypes.PyDLL(None).fork if _LINUX else getattr(os, "fork", None)
 _NEWNS, _NEWUSER, _NEWPID, _NEWNET, _NEWIPC = 0x20000, 0x10000000, 0x20000000, 0x40000000, 0x8000000
 _DENIED = {    # machine: audit number; calls for processes, signals, tracing, sockets, namespaces, mounts, file modes,

@@ -423,7 +423,7 @@ def test_feedback_shows_input_output_and_traceback_never_the_expected_output():
     for program in ("def f(x): return 'mine'", "def f(x): return x / 0", "def f(x): return", "def g(x): 1", "def f(x",
         "def f(x):\n    while 1: pass"):
         for answer in (FUNCTION, ASSERT):
-            text = verify_code(fenced(program), answer).feedback
+            text = verify_code(fenced(program), answer, time_limit=0.5).feedback
             assert text.startswith("Test 1 failed") and SECRET not in text
 
 
@@ -605,7 +605,7 @@ def reference(rows, name):
 
 
 def check_references(cases):
-    """One MBPP reference solution takes about 4 CPU seconds: more time for it alone."""
+    """One test of one MBPP reference takes 3.6 to 4.3 CPU seconds, bare too: more time for it alone."""
     slow, cases = [case for case in cases if case[0] == "mbpp-123"], [case for case in cases if case[0] != "mbpp-123"]
     verdicts = verify_batch("code", [case[1] for case in cases], [case[2] for case in cases])
     assert [(case[0], verdict.feedback) for case, verdict in zip(cases, verdicts) if not verdict.correct] == []
@@ -614,7 +614,7 @@ def check_references(cases):
 
 def test_a_sample_of_the_reference_solutions_is_right(rows):
     check_references([case for name in ("humaneval", "mbpp_test",
-        "mbpp_train") for case in list(reference(rows, f"code/{name}"))[::6]])
+        "mbpp_train") for case in list(reference(rows, f"code/{name}"))[::12]])
 
 
 @pytest.mark.slow
