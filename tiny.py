@@ -12,7 +12,7 @@ discover it by trial and error. The rule is named first and everything after it 
 that could copy the answer behind a wrong start would teach the student to contradict itself, and a student that has to
 compute (we tried sums and products in one token) forgets, during training, the results that training does not show.
 
-    model, tokenizer = build("math", folder="runs")              # warmed up, or read from the cache in that folder
+    model, tokenizer = build("math", instruction=verifiers.INSTRUCTIONS["math"], verify=verifiers.verify, folder="runs")
     train_rows, eval_rows = problems("math", seed=0)             # rows as in any data file: prompt, answer
 """
 
@@ -148,7 +148,7 @@ def problems(task, *, seed=0) -> tuple[list[dict], list[dict]]:
 
 # --- the tokenizer: bytes, plus one token for every word and fixed sentence ---
 
-def build_tokenizer(task, instruction) -> PreTrainedTokenizerFast:
+def build_tokenizer(task, instruction, verify) -> PreTrainedTokenizerFast:
     """Byte-level (any text has ids), with single tokens for words, rules, numbers and the world's fixed sentences."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE({c: n for n, c in enumerate(alphabet)}, []))
@@ -163,7 +163,8 @@ def build_tokenizer(task, instruction) -> PreTrainedTokenizerFast:
     cuts = re.compile("|".join(map(re.escape, sorted(variable, key=len, reverse=True))))
     if task == "science":
         fixed += [" made of?" + problem(task, WORDS[0], values).partition(" made of?")[2]]   # the options never change
-    for text in [problem(task, WORDS[0], values), *(completion(task, WORDS[0], rule, values) for rule in RULES[task])]:
+    for text in [problem(task, WORDS[0], values), *(completion(task, WORDS[0], rule, values) for rule in RULES[task]),
+                 *(feedback_on(task, rule, values, verify) for rule in RULES[task])]:
         fixed += cuts.split(text)                  # what stands between the variable parts
     tokens = sorted({token for token in fixed + variable if len(token) > 1 or token.isalnum()})
     core.add_tokens([AddedToken(t, normalized=False, special=False) for t in tokens])
@@ -174,11 +175,11 @@ def build_tokenizer(task, instruction) -> PreTrainedTokenizerFast:
 
 # --- the warm-up ---
 
-def warm_up_example(task, rng) -> tuple[str, str, list[str], list[bool]]:
+def warm_up_example(task, verify, rng) -> tuple[str, str, list[str], list[bool]]:
     """One example: (problem, user turn, the completion of every rule, which rules the peers leave possible).
 
     Word, operands and true meaning are random; up to two successes and three failures, now and then about another word
-    (then they say nothing about this one).
+    (then they say nothing about this one), and now and then the verifier's feedback on a wrong attempt.
     """
     values, word, truth = rng.choice(sum(operands(task), [])), rng.choice(WORDS), rng.choice(list(RULES[task]))
     seen = {rule: outcome(task, rule, values) for rule in RULES[task]}
@@ -188,21 +189,33 @@ def warm_up_example(task, rng) -> tuple[str, str, list[str], list[bool]]:
     successes, failures = rng.choices(right, k=n_success), rng.choices(wrong, k=n_failure)
     subject = rng.choice(WORDS) if rng.random() < 0.1 else word
     shown = [[completion(task, subject, rule, values) for rule in rules] for rules in (successes, failures)]
+    ruled_out, feedback = {seen[rule] for rule in failures if subject == word}, ""
+    if not successes and rng.random() < 0.25:
+        own = rng.choice(wrong)
+        feedback = feedback_on(task, own, values, verify)
+        ruled_out |= {seen[own]} if task != "tool" else set()       # there it is the same for every wrong action
     text = problem(task, word, values)
-    user = peer_context.teacher_prompt(text, successes=shown[0], failures=shown[1])
-    ruled_out = {seen[rule] for rule in failures}
-    possible = [subject != word or (rule in right if successes else seen[rule] not in ruled_out) for rule in seen]
+    user = peer_context.teacher_prompt(text, successes=shown[0], failures=shown[1], feedback=feedback)
+    told = successes and subject == word
+    possible = [rule in right if told else seen[rule] not in ruled_out for rule in seen]
     return text, user, [completion(task, word, rule, values) for rule in seen], possible
 
 
-def warm_up_batch(task, tokenizer, instruction, size, rng) -> tuple[torch.Tensor, ...]:
+@functools.lru_cache(maxsize=None)
+def feedback_on(task, rule, values, verify) -> str:
+    """The verifier's feedback on an attempt by `rule` where another rule is meant."""
+    other = next(name for name in RULES[task] if outcome(task, name, values) != outcome(task, rule, values))
+    return verify(task, completion(task, WORDS[0], rule, values), answer(task, other, values)).feedback
+
+
+def warm_up_batch(task, tokenizer, instruction, verify, size, rng) -> tuple[torch.Tensor, ...]:
     """(ids (B, L), weights of plain targets (B, L - 1), position of the rule (B,), its tokens and posterior (B, 10)).
 
     The completion names a rule drawn at random, so that the student stays consistent after any start; where the
     completions of the ten rules part, the target is the posterior instead of the token that stands there. The peers are
     predicted too, at PEER_WEIGHT: they are more examples of how an answer follows from a rule.
     """
-    examples = [warm_up_example(task, rng) for _ in range(size)]
+    examples = [warm_up_example(task, verify, rng) for _ in range(size)]
     system = {"role": "system", "content": instruction}
     texts = [tokenizer.apply_chat_template([system, {"role": "user", "content": user}], tokenize=False,
                                            add_generation_prompt=True) for _, user, _, _ in examples]
@@ -231,14 +244,14 @@ def encode_cached(tokenizer, text) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
 
 
-def warm_up(model, tokenizer, task, instruction, *, seed, device="cpu", progress=True):
+def warm_up(model, tokenizer, task, instruction, verify, *, seed, device="cpu", progress=True):
     """Teach the student, by supervised learning, to infer a rule from peers and to carry it through."""
     steps, peak = WARM_UP["steps"], WARM_UP["lr"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     rng = random.Random(f"warm-up {task} {seed}")
     model.to(device).train()
     for step in tqdm(range(steps), desc="warm-up", disable=None if progress else True):
-        batch = warm_up_batch(task, tokenizer, instruction, WARM_UP["batch"], rng)
+        batch = warm_up_batch(task, tokenizer, instruction, verify, WARM_UP["batch"], rng)
         ids, weights, where, tokens, posterior = (t.to(device) for t in batch)
         logits = model(input_ids=ids, use_cache=False).logits
         plain = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -253,16 +266,18 @@ def warm_up(model, tokenizer, task, instruction, *, seed, device="cpu", progress
     return model.eval()
 
 
-def build(task, *, seed=0, instruction="", folder="runs", device="cpu", progress=True):
+def build(task, *, instruction, verify, seed=0, folder="runs", device="cpu", progress=True):
     """(model, tokenizer) of the warmed-up tiny student, read from `folder` when it was made there before.
 
-    The cache is keyed by everything that determines the weights: task, seed, instruction, shape, warm-up settings and
-    the sources of this file and of peer_context.
+    instruction: the system message of the task; verify: verifiers.verify, whose feedback the student learns to read.
+    The cache is keyed by everything that determines the weights: task, seed, instruction, shape, warm-up settings, the
+    verifier's feedback, and the sources of this file and of peer_context.
     """
-    tokenizer = build_tokenizer(task, instruction)
+    tokenizer = build_tokenizer(task, instruction, verify)
+    feedback = [feedback_on(task, rule, operands(task)[0][0], verify) for rule in RULES[task]]
     sources = [Path(f).read_text("utf-8") for f in (__file__, peer_context.__file__)]
-    key = hashlib.sha256(json.dumps([task, seed, instruction, SMALL, WARM_UP, sources]).encode()).hexdigest()[:12]
-    cache = Path(folder) / f"tiny-{task}-{key}"
+    key = hashlib.sha256(json.dumps([task, seed, instruction, SMALL, WARM_UP, feedback, sources]).encode()).hexdigest()
+    cache = Path(folder) / f"tiny-{task}-{key[:12]}"
     if cache.is_dir():
         return AutoModelForCausalLM.from_pretrained(cache, dtype=torch.float32), AutoTokenizer.from_pretrained(cache)
     with torch.random.fork_rng(devices=[]):
@@ -271,7 +286,7 @@ def build(task, *, seed=0, instruction="", folder="runs", device="cpu", progress
                              bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
                              pad_token_id=tokenizer.pad_token_id, **SMALL)
         model = LlamaForCausalLM(config)
-    warm_up(model, tokenizer, task, instruction, seed=seed, device=device, progress=progress)
+    warm_up(model, tokenizer, task, instruction, verify, seed=seed, device=device, progress=progress)
     staging = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
     model.save_pretrained(staging)
     tokenizer.save_pretrained(staging)

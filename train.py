@@ -245,8 +245,8 @@ def prepare(settings) -> Run:
     if s.model == "tiny":
         train, held_out = ([read_row(row, s, n) for n, row in enumerate(rows)]
                            for rows in tiny.problems(s.task, seed=s.seed))
-        student, tokenizer = tiny.build(s.task, instruction=verifiers.INSTRUCTIONS[s.task], folder=out.parent,
-                                        device=s.device)
+        student, tokenizer = tiny.build(s.task, instruction=verifiers.INSTRUCTIONS[s.task], verify=verifiers.verify,
+                                        folder=out.parent, device=s.device)
     else:
         train = read_problems(s.data, s)
         if s.eval_data:

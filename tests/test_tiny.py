@@ -42,7 +42,7 @@ def test_guessing_succeeds_about_one_time_in_eight(task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_any_text_survives_the_tokenizer_and_fixed_sentences_are_one_token(task):
-    tokenizer = tiny.build_tokenizer(task, verifiers.INSTRUCTIONS[task])
+    tokenizer = tiny.build_tokenizer(task, verifiers.INSTRUCTIONS[task], verifiers.verify)
     for text in [*map(verifiers.INSTRUCTIONS.get, TASKS), "3 \\frac{1}{2} ~ é 漢字 \U0001F600\n\n x  y", peer_context.SUCCESS * 2]:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     for text in (peer_context.SUCCESS, peer_context.FAILURE, peer_context.INSTRUCTION, verifiers.INSTRUCTIONS[task], "zib", "137"):
@@ -54,24 +54,27 @@ def test_warm_up_posterior_is_exact():
     """Against the definition: rules under which every shown success is right and every shown failure is wrong."""
     rng, seen = random.Random(1), set()
     for _ in range(400):
-        _, user, completions, possible = tiny.warm_up_example("math", rng)
+        _, user, completions, possible = tiny.warm_up_example("math", verifiers.verify, rng)
         a, word, b = re.match(r"Compute (\d+) (\w+) (\d+)\.", user).groups()
         right = {m for m in re.findall(r"solution to this problem:\n\n(\w+) means (.*?)\. The", user)}
         wrong = {m for m in re.findall(r"repeated:\n\n(\w+) means (.*?)\. The", user)}
         told = [who for who, _ in right | wrong]
+        mine = re.search(r"earlier attempt:\n\nThe final answer is wrong: (.*?)\n", user)
         for rule, ok in zip(tiny.RULES["math"], possible):
             value = {name: tiny.RULES["math"][name][1](int(a), int(b)) for name in tiny.RULES["math"]}
             expected = all(value[r] == value[rule] for _, r in right) and all(value[r] != value[rule] for _, r in wrong)
-            assert ok is (expected or any(who != word for who in told))
+            own = mine is None or not any(value[r] == value[rule] for r, (template, _) in tiny.RULES["math"].items()
+                                          if template.format(a=a, b=b) == mine[1])
+            assert ok is ((expected or any(who != word for who in told)) and own)
         assert completions[0] == tiny.completion("math", word, "the sum", (int(a), int(b)))
-        seen.add(("other" if any(who != word for who in told) else "own", bool(right), bool(wrong)))
-    assert len(seen) == 7                                 # with and without each, about this word and about another
+        seen.add(("other" if any(who != word for who in told) else "own", bool(right), bool(wrong), bool(mine)))
+    assert len(seen) == 10                     # with and without each, about this word and about another, with feedback
 
 
 def test_warm_up_trains_every_completion_token_but_the_rule_and_the_stop_token_too():
     task, rng = "math", random.Random(2)
-    tokenizer = tiny.build_tokenizer(task, "Box it.")
-    ids, weights, where, tokens, posterior = tiny.warm_up_batch(task, tokenizer, "Box it.", 16, rng)
+    tokenizer = tiny.build_tokenizer(task, "Box it.", verifiers.verify)
+    ids, weights, where, tokens, posterior = tiny.warm_up_batch(task, tokenizer, "Box it.", verifiers.verify, 16, rng)
     for row in range(16):
         predicted = ids[row, 1:][weights[row] == 1]       # targets of full weight
         text = tokenizer.decode(predicted)
@@ -95,15 +98,15 @@ def test_evaluation_operands_are_never_trained_on_and_the_table_is_secret_but_fi
 
 def test_the_warmed_up_student_is_cached_by_what_determines_it(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny, "WARM_UP", dict(tiny.WARM_UP, steps=2, batch=4))
-    made, tokenizer = tiny.build("tool", seed=0, instruction="Act.", folder=tmp_path, progress=False)
+    made, tokenizer = tiny.build("tool", seed=0, instruction="Act.", verify=verifiers.verify, folder=tmp_path, progress=False)
     folders = list(tmp_path.iterdir())
     monkeypatch.setattr(tiny, "warm_up", lambda *args, **kwargs: pytest.fail("warmed up again"))
-    read, again = tiny.build("tool", seed=0, instruction="Act.", folder=tmp_path, progress=False)
+    read, again = tiny.build("tool", seed=0, instruction="Act.", verify=verifiers.verify, folder=tmp_path, progress=False)
     assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), read.state_dict().values()))
     assert tokenizer.get_vocab() == again.get_vocab() and len(folders) == 1
     for change in (dict(seed=1), dict(instruction="Act now.")):
         with pytest.raises(pytest.fail.Exception, match="warmed up again"):
-            tiny.build("tool", **{"seed": 0, "instruction": "Act.", **change}, folder=tmp_path, progress=False)
+            tiny.build("tool", **{"seed": 0, "instruction": "Act.", **change}, verify=verifiers.verify, folder=tmp_path, progress=False)
 
 
 def test_warming_up_leaves_the_global_random_state_alone(tmp_path, monkeypatch):
@@ -111,7 +114,7 @@ def test_warming_up_leaves_the_global_random_state_alone(tmp_path, monkeypatch):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    tiny.build("math", seed=0, instruction="Box it.", folder=tmp_path, progress=False)
+    tiny.build("math", seed=0, instruction="Box it.", verify=verifiers.verify, folder=tmp_path, progress=False)
     assert torch.equal(torch.rand(1), expected)
 
 

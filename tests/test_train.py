@@ -24,7 +24,7 @@ ROOT = Path(train.__file__).resolve().parent
 def folder(tmp_path_factory):
     """A folder with model/ (random weights), train.jsonl and eval.jsonl of the math world."""
     folder = tmp_path_factory.mktemp("train")
-    tokenizer = tiny.build_tokenizer("math", verifiers.INSTRUCTIONS["math"])
+    tokenizer = tiny.build_tokenizer("math", verifiers.INSTRUCTIONS["math"], verifiers.verify)
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                                          num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
@@ -226,7 +226,7 @@ def test_opd_with_a_teacher_of_another_size(folder, tmp_path, capsys):
     train.main(flags(folder, tmp_path / "out", "--steps", "2", "--method", "opd", "--teacher", str(tmp_path / "teacher")))
     steps = [line for line in steps_of(tmp_path / "out") if "loss" in line]
     assert all(line["loss"] > 0 and line["unweighted"] == 0 for line in steps)
-    other = tiny.build_tokenizer("tool", verifiers.INSTRUCTIONS["tool"])
+    other = tiny.build_tokenizer("tool", verifiers.INSTRUCTIONS["tool"], verifiers.verify)
     other.save_pretrained(tmp_path / "teacher")
     assert "vocabulary differs" in refused(capsys, flags(folder, tmp_path / "out2", "--method", "opd", "--teacher", str(tmp_path / "teacher")))
 
