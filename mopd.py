@@ -9,8 +9,8 @@ with D the Jensen-Shannon divergence by default and one normaliser in w for the 
 not a reward: it starts small and need not fall. `plan` is the one place where the methods differ (mopd, sdpo, opd,
 grpo, rft). Uses rollout.py, verifiers.py, peer_context.py and loss.py; knows nothing of data files or optimizers.
 
-Differences from the paper: full-vocabulary divergence instead of the top 100 (`top_k=100` gives theirs), evaluation and
-scoring by the same code as training; README.md has the whole list.
+Differences from the paper: full-vocabulary divergence instead of the top 100 (`top_k=100` gives theirs); README.md has
+the whole list.
 
     attempts = sample(student, tokenizer, problems, k=8, task="math", ...)
     plan(attempts, method="mopd", peers="contrastive", ...)
@@ -21,7 +21,7 @@ import contextlib
 import copy
 import functools
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -117,8 +117,9 @@ def check_model(model, name):
         logits = model(input_ids=ids, use_cache=False).logits.float()
         plain = (model.base_model(input_ids=ids, use_cache=False).last_hidden_state @ output.weight.T).float()
         model.train(mode)
-    hidden_part = getattr(output, "bias", None) is not None or getattr(model.config, "final_logit_softcapping", None)
-    if hidden_part or plain.shape != logits.shape or (plain - logits).abs().max() > 1e-3 * logits.abs().max():
+    capped = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+    biased = getattr(output, "bias", None) is not None
+    if capped or biased or plain.shape != logits.shape or (plain - logits).abs().max() > 1e-3 * logits.abs().max():
         raise ValueError(f"{name}: its logits are not hidden states times the output matrix (scaled, capped or biased "
                          "head); use a model with a plain head, such as Qwen, Llama or SmolLM")
 
@@ -134,7 +135,7 @@ def stop_ids(model, tokenizer) -> list[int]:
 
 def max_length(model) -> int:
     """The longest sequence, in tokens, that the model has positions for."""
-    return getattr(model.config, "max_position_embeddings", None) or 2**31
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**31
 
 
 # --- text to tokens ---
@@ -227,9 +228,10 @@ def plan(attempts, *, method, peers="contrastive", feedback=False, seed=0) -> No
 
 
 def _choose(attempts, i, kind, seed) -> peer_context.Peers:
-    """Peers of attempt i as positions in `attempts`. Truncated rollouts are never shown."""
+    """Peers of attempt i as positions in `attempts`. Truncated rollouts and those without an answer are never shown."""
     group, correct = [a.group for a in attempts], [a.success for a in attempts]
-    usable, texts = [a.rollout.stopped for a in attempts], [a.text for a in attempts]
+    texts = [peer_context.strip_thinking(a.text) for a in attempts]
+    usable = [a.rollout.stopped and bool(text) for a, text in zip(attempts, texts)]
     seed = (seed, attempts[i].problem.key)
     if kind not in SLOTS:
         return peer_context.choose_control(kind, group, correct, i, usable=usable, texts=texts, seed=seed)
@@ -287,6 +289,8 @@ def write_contexts(attempts, teacher, *, peer_tokens, longest) -> dict[str, int]
                 failures.pop()
             else:
                 feedback = ""
+        a.peers = replace(a.peers, successes=a.peers.successes[:len(successes)],
+                          failures=a.peers.failures[:len(failures)])
         if fits and (bare or successes or failures or feedback) and max(a.rollout.ids) < teacher.vocabulary:
             a.teacher_text, a.teacher_ids = text, ids
         else:

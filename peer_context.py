@@ -77,7 +77,7 @@ def choose_control(kind, group, correct, i, *, usable, texts, seed=0) -> Peers:
     like = choose_peers(pick(correct), mates.index(i), n_success=2, n_failure=1, usable=pick(usable), texts=pick(texts),
                         seed=seed)
     slots = len(like.successes) + len(like.failures)
-    rng = random.Random(repr((seed, mates.index(i), kind)))        # not i: it depends on the order of the problems
+    rng = random.Random(repr((seed, mates.index(i), kind)))        # not i, which depends on the order of the problems
     others = [j for j in mates if j != i and usable[j]]
     if kind == "random":
         chosen = draw(others, slots, texts, rng, taken=[texts[i]])
@@ -110,13 +110,14 @@ def teacher_prompt(problem, *, successes=(), failures=(), feedback="") -> str:
 
 
 def strip_thinking(text) -> str:
-    """The text without `<think>…</think>`, without all before a lone `</think>` and all after an unclosed `<think>`."""
-    kept = ""
-    *closed, rest = text.split("</think>")
-    for piece in closed:
-        before, opened, _ = piece.partition("<think>")
-        kept = kept + before if opened else ""
-    return (kept + rest.partition("<think>")[0]).strip()
+    """The text without `<think>…</think>`, without what precedes a lone `</think>` and follows a lone `<think>`."""
+    while "<think>" in text or "</think>" in text:         # again: removing one pair can make another
+        kept, (*closed, rest) = "", text.split("</think>")
+        for piece in closed:
+            before, opened, _ = piece.partition("<think>")
+            kept = kept + before if opened else ""
+        text = kept + rest.partition("<think>")[0]
+    return text.strip()
 
 
 def shorten(text, budget, encode, decode) -> tuple[str, bool]:

@@ -58,7 +58,8 @@ RULES = {
     "code": {
         "x + {c}": lambda x, c: x + c, "x - {c}": lambda x, c: x - c, "x * {c}": lambda x, c: x * c,
         "x // {c}": lambda x, c: x // c, "x % {c}": lambda x, c: x % c, "{c} - x": lambda x, c: c - x,
-        "max(x, {c})": max, "min(x, {c})": min, "x * x + {c}": lambda x, c: x * x + c, "x ^ {c}": lambda x, c: x ^ c},
+        "max(x, {c})": max, "min(x, {c})": min, "x * x + {c}": lambda x, c: x * x + c,
+        "x * x - {c}": lambda x, c: x * x - c},
     "science": {name: None for name in "acid base metal salt gas glass oil sugar protein mineral".split()},
     "tool": {name: None for name in "archive copy delete email lock print rename share tag upload".split()},
 }
@@ -123,9 +124,11 @@ def answer(task, rule, values):
     return [{"Action": rule, "Action_Input": json.dumps({"item": values[0]})}]
 
 
+@functools.lru_cache(maxsize=None)
 def probes(c) -> tuple[int, ...]:
-    """Inputs on which the ten rules of the code world all differ."""
-    return c + 3, 2 * c + 1, c + 1
+    """Test inputs of the code world. On the first one all ten rules differ, so that the first test settles it."""
+    settles = next(x for x in range(c + 1, 10 * c) if len({rule(x, c) for rule in RULES["code"].values()}) == 10)
+    return settles, 2 * c + 1, c - 1
 
 
 def secret_table(task, seed) -> dict[str, str]:

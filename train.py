@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import time
@@ -21,13 +22,14 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 import mopd
 import tiny
 import verifiers
 from loss import DIVERGENCES
+from rollout import generate
 
 
 def option(default, help, choices=None):
@@ -51,7 +53,7 @@ class Settings:
     peers: str = option(None, "what the mopd teacher reads (default contrastive)", mopd.PEERS)
     peer_tokens: int = option(None, "longest peer in the teacher's prompt, in tokens; longer ones lose their middle")
     feedback: bool = option(False, "show the verifier's feedback on a wrong rollout that has no successful peer")
-    teacher: str = option("ema", "ema, frozen, current, or another model (Hub id or folder) with the same tokenizer")
+    teacher: str = option(None, "ema, frozen, current, or another model (Hub id or folder) with the same tokenizer")
     ema_rate: float = option(None, "share of the student that enters the EMA teacher at each step")
     divergence: str = option("jsd", "what is minimised: forward is KL(teacher || student)", DIVERGENCES)
     top_k: int = option(None, "compare the student's top k tokens and the rest as one (default: the full vocabulary)")
@@ -69,7 +71,7 @@ class Settings:
     micro_tokens: int = option(None, "tokens, padding included, that go through the model at once in scoring")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
     eval_every: int = option(None, "steps between evaluations")
-    eval_problems: int = option(None, "problems of an evaluation (default: all rows, at most 256)")
+    eval_problems: int = option(None, "problems of an evaluation, at most")
     eval_rollouts: int = option(8, "samples per evaluation problem: the k of mean@k and pass@k")
     eval_temperature: float = option(None, "sampling temperature in evaluation")
     eval_top_p: float = option(None, "nucleus mass in evaluation")
@@ -98,11 +100,11 @@ class Settings:
                 raise ValueError(f"{flag(name)} {getattr(self, name)}: must be at most 1")
         if self.peers and self.method != "mopd":
             raise ValueError(f"--peers belongs to --method mopd: leave it out with --method {self.method}")
-        if self.feedback and self.method not in ("mopd", "sdpo"):
-            raise ValueError(f"--feedback belongs to --method mopd: leave it out with --method {self.method}")
+        if self.feedback and self.method != "mopd":
+            raise ValueError(f"--feedback belongs to --method mopd (sdpo shows it anyway): leave it out with {self.method}")
         if self.method in ("mopd", "sdpo", "grpo") and self.rollouts < 2:
             raise ValueError(f"--rollouts {self.rollouts}: --method {self.method} compares rollouts, so at least 2")
-        if self.method == "opd" and self.teacher in COPIES:
+        if self.method == "opd" and self.teacher in (None, *COPIES):
             raise ValueError("--method opd needs --teacher MODEL: without peers a copy of the student teaches nothing")
         if self.model == "tiny" and (self.data or self.eval_data):
             raise ValueError("--data and --eval-data need --model: the tiny student knows only its own world")
@@ -110,14 +112,26 @@ class Settings:
             raise ValueError(f"--model {self.model} needs --data FILE")
         if self.resume and not self.out:
             raise ValueError("--resume needs --out: the folder of the run to continue")
+        if self.method == "mopd" and self.peers == "unrelated" and self.problems < 2:
+            raise ValueError("--peers unrelated needs --problems of at least 2: its peers come from other problems")
+        for name in ("teacher", "ema_rate", "divergence", "top_k", "peer_tokens"):
+            if not self.teaches and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"{flag(name)} has no meaning with --method {self.method}, which has no teacher")
+        rate = self.ema_rate
         for name, value in (TINY if self.model == "tiny" else REAL).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if rate is not None and self.teacher != "ema":
+            raise ValueError(f"--ema-rate needs --teacher ema, not {self.teacher}")
         if self.method == "mopd":
             self.peers = self.peers or "contrastive"
         self.save_every = self.save_every or self.eval_every
         self.out = self.out or f"runs/{self.task}-{self.method}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"--device {self.device}: {str(error).splitlines()[0]}") from None
         self.dtype = self.dtype or ("bfloat16" if self.device.startswith("cuda") else "float32")
 
     @property
@@ -127,10 +141,11 @@ class Settings:
 
 
 COPIES = ("ema", "frozen", "current")                            # teachers that are the student itself or a copy of it
-# Defaults that depend on the model: right for the tiny world, and the paper's for real ones.
-TINY = dict(steps=60, max_new_tokens=32, lr=1e-3, ema_rate=0.02, peer_tokens=64, micro_tokens=4096,
+# Defaults that depend on the model: right for the tiny world, and the paper's for real ones. The tiny teacher is frozen:
+# training on bare prompts makes so small a student forget how to read peers, and an EMA teacher forgets with it.
+TINY = dict(steps=60, max_new_tokens=32, lr=1e-3, teacher="frozen", ema_rate=0.01, peer_tokens=64, micro_tokens=4096,
             eval_every=15, eval_problems=64, eval_temperature=1.0, eval_top_p=1.0)
-REAL = dict(steps=200, max_new_tokens=1024, lr=1e-5, ema_rate=0.05, peer_tokens=1024, micro_tokens=8192,
+REAL = dict(steps=200, max_new_tokens=1024, lr=1e-5, teacher="ema", ema_rate=0.05, peer_tokens=1024, micro_tokens=8192,
             eval_every=20, eval_problems=256, eval_temperature=0.6, eval_top_p=0.95)
 MAY_CHANGE = ("steps", "eval_every", "eval_problems", "eval_rollouts", "eval_temperature", "eval_top_p", "eval_data",
               "save_every", "keep", "out", "resume", "device", "micro_tokens")          # when a run is resumed
@@ -145,7 +160,9 @@ def parse(arguments) -> Settings:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     for f in dataclasses.fields(Settings):
         kind = {"action": "store_true"} if f.type is bool else {"type": f.type, "choices": f.metadata["choices"]}
-        parser.add_argument(flag(f.name), default=f.default, help=f.metadata["help"], **kind)
+        default = f.default if f.name not in REAL else f"{REAL[f.name]}; tiny: {TINY[f.name]}"
+        note = "" if default is None or f.type is bool else f" (default {default})"
+        parser.add_argument(flag(f.name), default=f.default, help=f.metadata["help"] + note, **kind)
     try:
         return Settings(**vars(parser.parse_args(arguments)))
     except ValueError as error:
@@ -168,15 +185,15 @@ def find_file(spec) -> Path:
 def read_problems(spec, settings) -> list[mopd.Problem]:
     """The rows of a JSON Lines file as problems. A bad row raises ValueError with file and line number."""
     path, problems = find_file(spec), []
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):   # splitlines() would split at U+2028 too
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):         # splitlines() would split at U+2028 too
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"))
             if not isinstance(row, dict):
                 raise ValueError("not a JSON object")
             problems.append(read_row(row, settings, len(problems)))
-        except ValueError as error:                              # a JSON error is one, too
+        except (ValueError, RecursionError) as error:            # errors of JSON and UTF-8 are ValueErrors too
             raise ValueError(f"{path}:{number}: {error}") from None
     return problems
 
@@ -189,13 +206,14 @@ def read_row(row, settings, key) -> mopd.Problem:
     prompt, answer, system = row[settings.prompt_field], row[settings.answer_field], row.get(settings.system_field)
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"field {settings.prompt_field!r} is not a text")
+    prompt.encode("utf-8")                                       # half a surrogate pair cannot be written or tokenised
     if system is not None and not isinstance(system, str):
         raise ValueError(f"field {settings.system_field!r} is neither a text nor null")
     verifiers.check_answer(settings.task, answer)
     if settings.task == "code":                                  # the statement rarely says what the tests will call
         if answer.get("starter_code"):
             prompt += f"\n\nStart from this code:\n```python\n{answer['starter_code']}\n```"
-        elif answer.get("entry_point") and answer["entry_point"] not in prompt:
+        elif answer.get("entry_point") and not re.search(rf"\b{re.escape(answer['entry_point'])}\s*\(", prompt):
             prompt += f"\n\nThe function must be called {answer['entry_point']}."
     return mopd.Problem(prompt, answer, system or verifiers.INSTRUCTIONS[settings.task], key)
 
@@ -214,10 +232,12 @@ def fitting(problems, student, tokenizer, settings, name) -> list[mopd.Problem]:
 def load_model(name):
     """(model in float32, tokenizer) from the Hub or a folder, refused unless the loss can be worked out exactly."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        AutoConfig.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load a model from {name}: {str(error).splitlines()[0]}") from None
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:                                   # damaged files raise whatever their readers raise
+        raise ValueError(f"cannot load a model from {name}, which must be a Hub id or a model folder: "
+                         f"{str(error).strip().splitlines()[0]}") from None
     mopd.check_model(model, name)
     return model.eval(), tokenizer
 
@@ -240,8 +260,11 @@ class Run:
 def prepare(settings) -> Run:
     """Load and check everything; whatever can be refused is refused here, before any work."""
     s, out, held_out, external = settings, Path(settings.out), [], ()
-    if out.exists() and not (out.is_dir() and (s.resume or not any(out.iterdir()))):
-        raise ValueError(f"{out} is not empty: choose another --out, or --resume to continue the run there")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not s.resume:
+            raise ValueError(f"{out} is not empty: choose another --out, or --resume to continue the run there")
+        if not (out / "config.json").is_file():
+            raise ValueError(f"{out} is not the folder of a run (no config.json): nothing to resume")
     if s.model == "tiny":
         train, held_out = ([read_row(row, s, n) for n, row in enumerate(rows)]
                            for rows in tiny.problems(s.task, seed=s.seed))
@@ -254,6 +277,7 @@ def prepare(settings) -> Run:
             if find_file(s.data).samefile(find_file(s.eval_data)):
                 print("warning: --data and --eval-data are the same file: the evaluation is not held out")
         student, tokenizer = load_model(s.model)
+        generate(student, [[0, 1], [0]], 2, max_new_tokens=2, stop_ids=[])     # refuses what it cannot sample from
     train = fitting(train, student, tokenizer, s, s.data)
     if s.eval_data or held_out:
         held_out = fitting(held_out, student, tokenizer, s, s.eval_data)
@@ -262,6 +286,7 @@ def prepare(settings) -> Run:
         raise ValueError(f"{len(train)} usable training rows are fewer than --problems {s.problems}")
     if s.teaches and s.teacher not in COPIES:
         external = load_model(s.teacher)
+        external[0].to(getattr(torch, s.dtype))                  # it needs no master weights
     if s.gradient_checkpointing:                                 # transformers recomputes in train mode only
         dropout = [name for name, value in student.config.to_dict().items()
                    if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float) and value > 0]
@@ -314,16 +339,14 @@ def save(run, step):
 
 
 def restore(run):
-    """Load the newest checkpoint, where there is one, and take later lines out of metrics.jsonl and samples.jsonl."""
+    """Load the newest checkpoint, where there is one."""
     newest = max(run.out.glob("step-??????"), default=None)
     if newest is None:
         print(f"nothing saved in {run.out} yet: starting afresh")
-        for path in run.out.glob("*.jsonl"):
-            path.unlink()
         return
-    state = torch.load(newest / "state" / "state.pt", map_location=run.settings.device, weights_only=True)
+    state = torch.load(newest / "state" / "state.pt", map_location="cpu", weights_only=True)
     for name, value in state["settings"].items():
-        if name not in MAY_CHANGE and getattr(run.settings, name) != value:
+        if name not in MAY_CHANGE and getattr(run.settings, name, value) != value:
             raise ValueError(f"{flag(name)} is {getattr(run.settings, name)} now and was {value} in {newest}: "
                              "resume with the same settings")
     saved = AutoModelForCausalLM.from_pretrained(newest / "model", dtype=torch.float32)
@@ -331,12 +354,25 @@ def restore(run):
     if state["teacher"] is not None:
         run.teacher.model.load_state_dict(state["teacher"])
     run.optimizer.load_state_dict(state["optimizer"])
-    for path in run.out.glob("*.jsonl"):
-        lines = path.read_text("utf-8").split("\n")
-        kept = [line for line in lines if line and json.loads(line)["step"] <= state["step"]]
-        path.write_text("".join(line + "\n" for line in kept), "utf-8")
     run.done = state["step"]
     print(f"resuming from {newest}")
+
+
+def read_lines(path) -> list[dict]:
+    """The records of a JSON Lines file of the run; a last line that a dying process left unfinished is left out."""
+    lines = path.read_text("utf-8").split("\n") if path.is_file() else [""]
+    if lines[-1]:
+        print(f"{path}: the last line is unfinished and left out")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def rewind(run):
+    """Take what came after the checkpoint out of metrics.jsonl and samples.jsonl: the run will write it again."""
+    for path in (run.out / "metrics.jsonl", run.out / "samples.jsonl"):
+        kept = [record for record in read_lines(path) if run.done and record["step"] <= run.done]
+        path.unlink(missing_ok=True)
+        for record in kept:
+            append(path, record)
 
 
 # --- the loop ---
@@ -383,7 +419,8 @@ def train_step(run, step):
     run.student.eval()
     lr, grad_norm = s.lr * min(1.0, step / max(1, s.warmup_steps)), None
     if metrics["scored_tokens"]:                        # else nothing to learn: momentum and EMA would move on alone
-        grad_norm = torch.nn.utils.clip_grad_norm_(run.student.parameters(), s.grad_clip).item()
+        parameters = run.student.parameters()                    # a non-finite gradient ends the run here, unused
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, s.grad_clip, error_if_nonfinite=True).item()
         for group in run.optimizer.param_groups:
             group["lr"] = lr
         run.optimizer.step()
@@ -396,14 +433,14 @@ def announce(run):
     """The run's arithmetic, before any work."""
     s, mega = run.settings, 2**20
     parameters, vocabulary = sum(p.numel() for p in run.student.parameters()), len(mopd.head(run.student))
-    copies, rows = (5 if run.teacher.kind in ("ema", "frozen") else 4), s.problems * s.rollouts
+    copies, rows = 4 + (run.teacher.kind in ("ema", "frozen")), s.problems * s.rollouts
     print(f"{s.method}{f' ({s.peers})' if s.peers else ''} on {s.task}: {s.model}, {parameters / 1e6:.1f}M parameters, "
           f"{s.device} in {s.dtype}; {len(run.train)} training and {len(run.held_out)} evaluation problems")
     print(f"{s.steps} steps of {s.problems} problems x {s.rollouts} rollouts = {rows} rollouts, "
           f"at most {rows * s.max_new_tokens:,} new tokens a step")
     print(f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} {parameters * 4 * copies / mega:,.0f} "
           f"MiB; all logits of a step would be {rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, "
-          f"a chunk of the loss is {256 * vocabulary * 4 / mega:,.1f} MiB")
+          f"256 tokens of it, a chunk of the loss, are {256 * vocabulary * 4 / mega:,.1f} MiB")
     if s.task == "code":
         print(verifiers.describe_isolation())
     print(f"run folder: {run.out}")
@@ -411,10 +448,11 @@ def announce(run):
 
 def line_of(m) -> str:
     number = lambda value, form: "-" if value is None else format(value, form)
+    odd = "".join(f"  {name} {m[name]}" for name in ("peers_shortened", "peers_dropped", "empty_slots") if m.get(name))
     return (f"step {m['step']:4d}  loss {m['loss']:.4f}  success {m['success']:.3f}  groups mixed/right/wrong "
             f"{m['groups_mixed']}/{m['groups_all_right']}/{m['groups_all_wrong']}  unweighted {m['unweighted']}  "
             f"truncated {m['truncated']}  length {m['mean_completion_length']:.1f}  "
-            f"|g| {number(m['grad_norm'], '.3f')}  {sum(m['seconds'].values()):.1f}s")
+            f"|g| {number(m['grad_norm'], '.3f')}  {sum(m['seconds'].values()):.1f}s{odd}")
 
 
 def example_of(attempts):
@@ -426,7 +464,7 @@ def example_of(attempts):
     return None
 
 
-def summarise(run, evaluations, example):
+def summarise(run, example):
     """The end of a run: a group and what its teacher read, before and after, where things are, what to try next."""
     if example:
         success, failure = example
@@ -434,6 +472,7 @@ def summarise(run, evaluations, example):
         if failure.teacher_text:
             print(f"--- what the teacher read before it scored this failure token by token\n{failure.teacher_text}")
         print("---")
+    evaluations = [record for record in read_lines(run.out / "metrics.jsonl") if "eval_k" in record]
     if evaluations:
         first, last = evaluations[0], evaluations[-1]
         for name in ("mean", "pass"):
@@ -444,15 +483,15 @@ def summarise(run, evaluations, example):
     print("next: another --task, --peers positive, --method grpo, or your own --model and --data (README.md)")
 
 
-def train(run) -> list[dict]:
-    """The loop; returns the evaluations."""
-    s, evaluations, example = run.settings, [], None
+def train(run):
+    """The loop."""
+    s, example = run.settings, None
 
     def evaluate_now(step):
-        evaluations.append({"step": step, **evaluate(run)})
-        append(run.out / "metrics.jsonl", evaluations[-1])
+        record = {"step": step, **evaluate(run)}
+        append(run.out / "metrics.jsonl", record)
         tqdm.write("step {step:4d}  held-out mean@{eval_k} {eval_mean_at_k:.3f}  pass@{eval_k} {eval_pass_at_k:.3f}"
-                   .format(**evaluations[-1]))
+                   .format(**record))
 
     if run.held_out and not run.done:
         evaluate_now(0)
@@ -467,8 +506,7 @@ def train(run) -> list[dict]:
                 evaluate_now(step)
         if step % s.save_every == 0 or step == s.steps:
             save(run, step)
-    summarise(run, evaluations, example)
-    return evaluations
+    summarise(run, example)
 
 
 def main(arguments=None):
@@ -481,9 +519,10 @@ def main(arguments=None):
         print(f"train.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     run.out.mkdir(parents=True, exist_ok=True)
+    rewind(run)
     (run.out / "config.json").write_text(json.dumps(dataclasses.asdict(settings), indent=1) + "\n", "utf-8")
     announce(run)
-    return train(run)
+    train(run)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,8 @@ def check_answer(task, answer):
         raise ValueError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
     if task == "math" and not (isinstance(answer, str) and 0 < len(answer.strip()) <= MAX_ANSWER):
         raise ValueError(f"a math answer is a string of 1 to {MAX_ANSWER} characters, not {answer!r:.80}")
+    if task == "math" and ("####" in answer or "\\boxed" in answer):
+        raise ValueError(f"a math answer is the bare value, without #### or \\boxed, not {answer!r:.80}")
     if task == "science" and not (isinstance(answer, str) and re.fullmatch("[A-Za-z]", answer)):
         raise ValueError(f"a science answer is one letter, not {answer!r:.80}")
     if task in ("tool", "code"):

@@ -79,6 +79,12 @@ def replaced(arguments, flag, value):
     (["--lr", "nan"], "must be a number"),
     (["--ema-rate", "2"], "at most 1"),
     (["--method", "rft", "--feedback"], "--feedback belongs to"),
+    (["--method", "sdpo", "--feedback"], "--feedback belongs to"),
+    (["--method", "grpo", "--teacher", "frozen"], "--teacher has no meaning with --method grpo"),
+    (["--method", "rft", "--top-k", "5"], "--top-k has no meaning"),
+    (["--teacher", "frozen", "--ema-rate", "0.1"], "--ema-rate needs --teacher ema"),
+    (["--peers", "unrelated", "--problems", "1"], "at least 2"),
+    (["--device", "warp"], "--device warp:"),
     (["--problems", "50"], "24 usable training rows are fewer than --problems 50"),
 ])
 def test_wrong_flags_end_before_any_work_with_one_line(folder, tmp_path, capsys, change, says):
@@ -95,6 +101,9 @@ def test_wrong_flags_end_before_any_work_with_one_line(folder, tmp_path, capsys,
     ('{"prompt": "1+1", "answer": "2", "system": 3}', "bad.jsonl:1: field 'system'"),
     ("", "no usable row"),
     ("\n\n", "no usable row"),
+    ('{"prompt": "half a pair \\ud83d", "answer": "2"}', "bad.jsonl:1:"),
+    ("[" * 100_000, "bad.jsonl:1:"),
+    ('{"prompt": "1+1", "answer": "#### 2"}', "bad.jsonl:1: a math answer is the bare value"),
 ])
 def test_bad_data_ends_before_any_work_and_names_the_line(folder, tmp_path, capsys, text, says):
     (tmp_path / "bad.jsonl").write_text(text)
@@ -121,6 +130,17 @@ def test_an_existing_run_is_not_overwritten(folder, tmp_path, capsys):
     (tmp_path / "out" / "metrics.jsonl").write_text("precious\n")
     assert "is not empty" in refused(capsys, flags(folder, tmp_path / "out"))
     assert (tmp_path / "out" / "metrics.jsonl").read_text() == "precious\n"
+
+
+def test_resuming_a_folder_that_is_not_a_run_touches_nothing_in_it(folder, tmp_path, capsys):
+    (tmp_path / "notes.jsonl").write_text("mine\n")
+    assert "is not the folder of a run" in refused(capsys, flags(folder, tmp_path, "--resume"))
+    assert (tmp_path / "notes.jsonl").read_text() == "mine\n"
+
+
+def test_text_that_is_not_utf8_is_refused_with_its_line(folder, tmp_path, capsys):
+    (tmp_path / "bad.jsonl").write_bytes(b'{"prompt": "1+1", "answer": "2"}\n{"prompt": "\xe9", "answer": "2"}\n')
+    assert "bad.jsonl:2:" in refused(capsys, replaced(flags(folder, tmp_path / "out"), "--data", tmp_path / "bad.jsonl"))
 
 
 def test_evaluating_on_the_training_file_is_a_warning(folder, tmp_path, capsys):
@@ -151,6 +171,8 @@ def test_code_prompts_say_what_the_tests_will_call():
     test = [{"input": "1", "output": "2"}]
     def prompt(text, **answer):
         return train.read_row({"prompt": text, "answer": {"tests": test, **answer}}, settings, 0).prompt
+    assert prompt("Find the last one.", type="functional", entry_point="last").endswith("must be called last.")
+    assert prompt("Call last(x).", type="functional", entry_point="last") == "Call last(x)."
     assert "class Solution" in prompt("Double it.", type="functional", entry_point="f", starter_code="class Solution:\n  def f(self, x):")
     assert prompt("Double it.", type="functional", entry_point="double_it").endswith("must be called double_it.")
     assert prompt("def g(x): # double", type="functional", entry_point="g") == "def g(x): # double"
@@ -195,6 +217,8 @@ def test_a_resumed_run_is_the_run_that_never_stopped(folder, tmp_path):
     """The teacher and the optimizer must be in the checkpoint, and the data must go on where it was."""
     train.main(flags(folder, tmp_path / "whole", "--steps", "4", "--ema-rate", "0.5"))
     train.main(flags(folder, tmp_path / "parts", "--steps", "2", "--ema-rate", "0.5"))
+    with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "loss": 0.1}\n{"step": 4, "lo')           # what a run that died in step 4 leaves behind
     train.main(flags(folder, tmp_path / "parts", "--steps", "4", "--ema-rate", "0.5", "--resume"))
     assert steps_of(tmp_path / "whole") == steps_of(tmp_path / "parts")
     weights = [AutoModelForCausalLM.from_pretrained(tmp_path / name / "step-000004" / "model").state_dict() for name in ("whole", "parts")]
