@@ -1,11 +1,11 @@
-"""Compare the methods on the tiny math world: same rollout budget, each method at its best learning rate of one small grid.
+"""Compare the methods on the tiny math world: same rollout budget, each at its best learning rate of one small grid.
 
-    python benchmarks/compare_methods.py                       # about an hour on two CPU cores; picks up where it stopped
+    python benchmarks/compare_methods.py              # under an hour on two CPU cores; picks up where it stopped
 
-Every run is `python train.py --task math ...` in a process of its own with one thread, so any cell can be repeated alone.
-The learning rate is chosen by the final held-out mean@8 on another seed than those of the table; the intervals are 95 %
-bootstrap intervals over the table's seeds, which vary the secret meanings, the order of the data and the sampling, not the
-warmed-up student. Cells already in OUT are not run again: use a fresh one after changing the code.
+Every run is `python train.py --task math ...` in a process of its own with one thread, so any cell can be repeated
+alone. The learning rate is chosen by the final held-out mean@8 on another seed than those of the table; the intervals
+are 95 % bootstrap intervals over the table's seeds, which vary the secret meanings, the order of the data and the
+sampling, not the warmed-up student. Cells already in OUT are not run again: use a fresh one after changing the code.
 Writes OUT/table.md and OUT/table.json.
 """
 
@@ -39,7 +39,7 @@ def run(method, lr, seed, options) -> dict[int, float]:
             raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
     lines = map(json.loads, (folder / "metrics.jsonl").read_text("utf-8").splitlines())
     curve = {line["step"]: line["eval_mean_at_k"] for line in lines if "eval_mean_at_k" in line}
-    print(f"{method:12s} lr {lr:g} seed {seed}:", *(f"{step}: {value:.3f}" for step, value in curve.items()), flush=True)
+    print(f"{method:12s} lr {lr:g} seed {seed}:", *(f"{step}: {v:.3f}" for step, v in curve.items()), flush=True)
     return curve
 
 
@@ -64,7 +64,7 @@ def main():
     if options.steps % 4:
         parser.error("--steps must be a multiple of 4: the table reads the curves at a quarter and at half")
     with ThreadPoolExecutor(options.jobs) as pool:
-        run(options.methods[0], options.lrs[0], options.choice_seeds[0], options)  # makes the student that all others read
+        run(options.methods[0], options.lrs[0], options.choice_seeds[0], options)       # makes the student for all others
         trial = {(m, lr, s): pool.submit(run, m, lr, s, options)
                  for m in options.methods for lr in options.lrs for s in options.choice_seeds}
         score = {key: job.result()[options.steps] for key, job in trial.items()}
@@ -77,7 +77,8 @@ def main():
             "| --- " * 6 + "|"]
     for m in options.methods:
         cells = [interval([curve[q] for curve in curves[m]]) for q in quarters]
-        rows.append(f"| {m} | {best[m]:g} | {' | '.join(cells)} | {', '.join(f'{c[options.steps]:.2f}' for c in curves[m])} |")
+        each = ", ".join(f"{curve[options.steps]:.2f}" for curve in curves[m])
+        rows.append(f"| {m} | {best[m]:g} | {' | '.join(cells)} | {each} |")
     (options.out / "table.md").write_text("\n".join(rows) + "\n", "utf-8")
     choice = {f"{m} {lr:g} {s}": value for (m, lr, s), value in score.items()}
     (options.out / "table.json").write_text(json.dumps({"best_lr": best, "curves": curves, "choice": choice}, indent=1))
