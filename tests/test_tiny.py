@@ -34,10 +34,10 @@ def test_two_rules_never_look_alike_outside_math(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_guessing_succeeds_about_one_time_in_eight(task):
+def test_guessing_succeeds_about_one_time_in_ten(task):
     share = [sum(tiny.outcome(task, a, v) == tiny.outcome(task, b, v) for a in tiny.RULES[task] for b in tiny.RULES[task]) / 100
              for v in sum(tiny.operands(task), [])[:50]]
-    assert 0.099 < sum(share) / len(share) < 0.14
+    assert 0.099 < sum(share) / len(share) < 0.11
 
 
 @pytest.mark.parametrize("task", TASKS)
