@@ -546,7 +546,7 @@ def _final_answer(text):
         return (box.strip(), None) if box.strip() else (None, "The answer box is empty.")
     if any(braces):
         return None, r"The \boxed{ is never closed: the response is cut off or a brace is missing."
-    marks = list(re.finditer(r"####|\banswers?\b[*_]*\s*(?:is|are|:|=)", text, re.I))
+    marks = list(re.finditer(r"#{4,}|\banswers?\b[*_]*\s*(?:is|are|:|=)", text, re.I))
     value = text[marks[-1].end():].strip(" \t\r\n:=*_`") if marks else ""
     if not value or "\n" in value.strip("$\\[]() \n"):
         return None, r"No final answer was found: it has to stand in \boxed{}."
