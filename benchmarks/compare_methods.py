@@ -1,6 +1,6 @@
 """Compare the methods on the tiny math world: same rollout budget, each at its best learning rate of one small grid.
 
-    python benchmarks/compare_methods.py              # under an hour on two CPU cores; picks up where it stopped
+    python benchmarks/compare_methods.py              # about 20 minutes on two idle CPU cores; picks up where it stopped
 
 Every run is `python train.py --task math ...` in a process of its own with one thread, so any cell can be repeated
 alone. The learning rate is chosen by the final held-out mean@8 on another seed than those of the table; the intervals
@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {name: ["--peers", name] for name in ("contrastive", "positive", "random", "unrelated", "success_only")}
 METHODS |= {name: ["--method", name] for name in ("sdpo", "grpo", "rft")}
+METHODS |= {f"{name}+feedback": ["--peers", name, "--feedback"] for name in ("contrastive", "positive")}
 
 
 def run(method, lr, seed, options) -> dict[int, float]:
@@ -39,7 +40,7 @@ def run(method, lr, seed, options) -> dict[int, float]:
             raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
     lines = map(json.loads, (folder / "metrics.jsonl").read_text("utf-8").splitlines())
     curve = {line["step"]: line["eval_mean_at_k"] for line in lines if "eval_mean_at_k" in line}
-    print(f"{method:12s} lr {lr:g} seed {seed}:", *(f"{step}: {v:.3f}" for step, v in curve.items()), flush=True)
+    print(f"{method:20s} lr {lr:g} seed {seed}:", *(f"{step}: {v:.3f}" for step, v in curve.items()), flush=True)
     return curve
 
 
