@@ -24,6 +24,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import peer_context
 from loss import distill_loss, nll_loss
@@ -324,10 +325,46 @@ def hidden_states(model, prompts, completions) -> torch.Tensor:
         ids[n, :len(row)] = torch.tensor(row)
         where[n, len(prompt) - 1:len(row) - 1] = True       # the token at t is predicted at t - 1, the stop token too
     device = head(model).device
-    hidden = model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state[where.to(device)]
-    if torch.is_autocast_enabled(device.type):              # the last norm returns float32; the head product shall not
-        hidden = hidden.to(torch.get_autocast_dtype(device.type))
-    return hidden
+    return _product_dtype(model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state[where.to(device)])
+
+
+def shared_hidden_states(model, prompts, completions) -> torch.Tensor:
+    """`hidden_states` that reads each distinct prompt once, copies its cache to its completions and reads only them.
+
+    The K rollouts of a group share the student's prompt. Gradients flow back through the copies. Prompts of one length
+    go together, so that nothing is padded on the left.
+    """
+    device, hidden, lengths = head(model).device, [None] * len(prompts), {}
+    for n, prompt in enumerate(prompts):
+        lengths.setdefault(len(prompt), {}).setdefault(tuple(prompt), []).append(n)
+    for groups in lengths.values():
+        cache, mates = DynamicCache(config=model.config), list(groups.values())
+        last = model.base_model(input_ids=torch.tensor(list(groups), device=device), past_key_values=cache,
+                                use_cache=True).last_hidden_state[:, -1:]       # predicts the first completion token
+        source = torch.arange(len(mates), device=device).repeat_interleave(torch.tensor([*map(len, mates)]).to(device))
+        rows, states = sum(mates, []), last[source]
+        ids = torch.zeros(len(rows), max(len(completions[n]) for n in rows) - 1, dtype=torch.long)
+        for r, n in enumerate(rows):
+            ids[r, :len(completions[n]) - 1] = torch.tensor(completions[n][:-1], dtype=torch.long)
+        if ids.shape[1]:
+            cache.batch_select_indices(source)
+            read = model.base_model(input_ids=ids.to(device), past_key_values=cache, use_cache=True).last_hidden_state
+            states = torch.cat([states, read], dim=1)
+        for state, n in zip(states, rows):
+            hidden[n] = state[:len(completions[n])]
+    return _product_dtype(torch.cat(hidden))
+
+
+def can_share(model) -> bool:
+    """Whether the model's cache is nothing but keys and values, and kept: recomputation, in train mode, drops it."""
+    layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    return layers == {DynamicLayer} and not model.training
+
+
+def _product_dtype(hidden):
+    """Under autocast the last norm returns float32; the head product shall not run in it."""
+    kind = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
 
 
 def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top_k=None, temperature=1.0,
@@ -340,7 +377,7 @@ def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top
     """
     counted = attempts if method == "grpo" else [a for a in attempts if a.weight]
     total = sum(len(a.rollout.ids) for a in counted) if reduction == "token" else len(counted)
-    clock = {"teacher": 0.0, "student": 0.0}
+    clock, may_share = {"teacher": 0.0, "student": 0.0}, can_share(student)
     loss, scored, gap, lead = 0.0, 0, 0.0, 0.0
     options = dict(temperature=temperature, is_clip=is_clip)
     for batch in microbatches(attempts, micro_tokens):
@@ -357,7 +394,9 @@ def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top
             clock["teacher"] += time.perf_counter() - start
         start = time.perf_counter()
         with autocast():
-            hidden = hidden_states(student, [a.rollout.prompt_ids for a in batch], completions)
+            prompts = [a.rollout.prompt_ids for a in batch]
+            shares = may_share and 2 * len(set(map(tuple, prompts))) <= len(prompts)          # else it would not pay
+            hidden = (shared_hidden_states if shares else hidden_states)(student, prompts, completions)
         if method in NO_TEACHER:
             out = nll_loss(hidden, matrix, ids, weights, sampled_logprobs=sampled, **options)
         else:

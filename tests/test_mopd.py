@@ -238,6 +238,41 @@ def test_only_completion_tokens_are_scored():
     torch.testing.assert_close(rows, torch.cat(expected), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("config, tolerance", [("GPT2Config", 1e-9), ("LlamaConfig", 1e-4)])   # its norm is float32
+def test_reading_a_shared_prompt_once_changes_neither_values_nor_gradients(config, tolerance):
+    """Two groups with prompts of one length, one with another, a completion that is the stop token alone."""
+    model, texts = tiny(config), ("short", "quite a bit longer", "", "mid")
+    rows = [(group, mopd.student_ids(TOKENIZER, problem(group)), tell(text) + [END_ID])
+            for text in texts for group in (0, 3)] + [(1, mopd.student_ids(TOKENIZER, problem(1)), tell("x") + [END_ID])]
+    rows += [(2, [*rows[0][1][:-1], 5], tell(text) + [END_ID]) for text in texts]         # as long as group 0's
+    prompts, completions = [row[1] for row in rows], [row[2] for row in rows]
+    results = []
+    for read in (mopd.hidden_states, mopd.shared_hidden_states):
+        model.zero_grad()
+        states = read(model, prompts, completions)
+        (states * torch.arange(states.numel()).view_as(states).cos()).sum().backward()
+        results.append([states.detach(), *(p.grad.clone() for p in model.base_model.parameters())])
+    for plain, shared in zip(*results):
+        torch.testing.assert_close(shared, plain, rtol=tolerance, atol=tolerance)
+
+
+def test_prompts_are_shared_only_where_the_cache_allows_it_and_it_pays(monkeypatch):
+    assert mopd.can_share(tiny()) and not mopd.can_share(tiny("Qwen2Config", use_sliding_window=True, sliding_window=4,
+                                                              max_window_layers=0))
+    model, calls = tiny(), []
+    assert not mopd.can_share(model.train())
+    model.eval()
+    real = mopd.shared_hidden_states
+    monkeypatch.setattr(mopd, "shared_hidden_states", lambda *args: calls.append(len(args[1])) or real(*args))
+    attempts = [attempt(True, g, text) for g in range(2) for text in ("one", "two", "three")]
+    for a in attempts:
+        a.weight = 1.0
+    backward(model, None, attempts, method="rft")
+    assert calls == [6]
+    backward(model, None, attempts[2:4], method="rft")             # two prompts for two rollouts
+    assert calls == [6]
+
+
 def test_teacher_scores_the_sampled_ids_not_a_retokenised_text():
     merged = build_tokenizer(extra=["abc"])                         # it makes one token of what was sampled as three
     ids = [*tell("abc"), END_ID]
@@ -640,11 +675,12 @@ def test_top_k_reaches_the_loss():
 
 def test_bfloat16_compute_is_used_on_both_sides_and_leaves_gradients_in_float32(monkeypatch):
     student, attempts, used = tiny(dtype=torch.float32), step(), []
-    teacher, real = self_teacher(tiny(seed=1, dtype=torch.float32)), mopd.hidden_states
-    def watch(*args):
-        used.append(torch.is_autocast_enabled("cpu"))
-        return real(*args)
-    monkeypatch.setattr(mopd, "hidden_states", watch)
+    teacher = self_teacher(tiny(seed=1, dtype=torch.float32))
+    for name in ("hidden_states", "shared_hidden_states"):
+        def watch(*args, real=getattr(mopd, name)):
+            used.append(torch.is_autocast_enabled("cpu"))
+            return real(*args)
+        monkeypatch.setattr(mopd, name, watch)
     plan(attempts, method="mopd")
     contexts(attempts, teacher)
     exact, rounded = (backward(student, teacher, attempts, micro_tokens=10**6, **options)["loss"] for options in
