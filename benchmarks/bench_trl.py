@@ -17,6 +17,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -115,18 +116,21 @@ def run_trl(steps, batch):
     def reward(completions, **kwargs):
         return [float(succeeds(completion[0]["content"])) for completion in completions]
 
+    scratch = tempfile.TemporaryDirectory()
     rows = [{"prompt": [{"role": "system", "content": "w1"}, {"role": "user", "content": text}]}
             for text in prompts(steps)]
+    folder = scratch.name
+    model, tokenizer = model_and_tokenizer()
+    model.save_pretrained(folder)                                  # the trainer loads its EMA teacher from a folder
     config = SDPOConfig(
-        output_dir="/tmp/bench_trl", use_cpu=True, bf16=False, report_to=[], save_strategy="no", logging_strategy="no",
+        output_dir=folder, model_init_kwargs={"dtype": "float32"}, use_cpu=True, bf16=False, report_to=[], save_strategy="no", logging_strategy="no",
         disable_tqdm=True, max_steps=steps, per_device_train_batch_size=batch,
         gradient_accumulation_steps=PROMPTS * ROLLOUTS // batch, num_generations=ROLLOUTS,
         max_completion_length=NEW_TOKENS, learning_rate=LR, max_grad_norm=1.0, gradient_checkpointing=False,
         distillation_mode="topk_logits", distillation_topk=TOP_K, distillation_add_tail=True, distillation_alpha=0.5,
         distillation_is_clip=IS_CLIP, teacher_model_kind="ema", teacher_update_rate=EMA, shuffle_dataset=False)
-    model, tokenizer = model_and_tokenizer()
     clock = Clock()
-    SDPOTrainer(model=model, reward_funcs=reward, args=config, train_dataset=Dataset.from_list(rows),
+    SDPOTrainer(model=folder, reward_funcs=reward, args=config, train_dataset=Dataset.from_list(rows),
                 processing_class=tokenizer, callbacks=[clock]).train()
     return clock.times, peak_memory()[1] - clock.before
 
