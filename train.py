@@ -542,7 +542,8 @@ def main(arguments=None):
         except KeyboardInterrupt:
             sys.exit(130)
         announce(run)
-        more = [] if settings.resume else ["--out", settings.out, "--resume"]
+        more = [*(["--out", settings.out] if "--out" not in arguments else []),
+                *(["--resume"] if not settings.resume else [])]
         if status := train_until_stopped(run, shlex.join(["python", sys.argv[0], *arguments, *more])):
             sys.exit(status)
 
