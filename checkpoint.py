@@ -1,4 +1,4 @@
-"""Checkpoints that survive what happens to runs: written whole or not at all, checked before they are read.
+"""What lets a run survive: checkpoints that are whole or not there, a lock, signals, faults, too little memory.
 
     OUT/lock                       locked by the process that writes here
     OUT/step-NNNNNN/model/         an ordinary save_pretrained folder, float32
@@ -8,9 +8,9 @@
 What else the future depends on is a function of seed and step: the order of the data and the sampler's random numbers.
 Needs torch and transformers; works on any object with the fields of train.Run and knows nothing of methods or losses.
 
-    with claim(out, resume=False), Stop() as stop:       # no second run writes here; a signal asks the run to stop
+    with claim(out, resume=True):                        # no second run writes here
         load(run, MAY_CHANGE)                            # run.done: the steps of the newest whole checkpoint
-        save(run)
+        status = run_to_its_end(run, loop, command)      # loop(run, stop) calls save(run)
 """
 
 import contextlib
@@ -21,9 +21,11 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 try:
@@ -110,6 +112,46 @@ class Stop:
             self.may_raise = False
 
 
+def run_to_its_end(run, loop, command) -> int:
+    """The exit status of loop(run, stop): 0; 1 after a fault; 128 + the signal's number. What ended it is said in one
+    line, with the `command` that goes on from the last checkpoint."""
+    with Stop() as stop:
+        try:
+            try:
+                loop(run, stop)
+            except Abandoned:
+                if run.done > run.saved:
+                    save(run)
+        except (OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
+            print(f"train.py: error: {error} (after {run.done} steps, {run.saved} of them saved in {run.out}; "
+                  f"to go on: {command})", file=sys.stderr)
+            return 1
+    if stop.signal:
+        print(f"stopped after {run.done} of {run.settings.steps} steps; to go on: {command}")
+        return 128 + stop.signal
+    return 0
+
+
+def within_memory(work, size, *, alone, name):
+    """(work(size), number of retries): after an out-of-memory error the work is done again with half the size.
+
+    Raises MemoryError when that happens where alone(size) says that one rollout at a time is worked on already.
+    """
+    retries = 0
+    while True:
+        try:
+            return work(size), retries
+        except RuntimeError as error:                            # the CPU's allocator has no exception of its own
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            if alone(size):
+                raise MemoryError(f"out of memory in {name} with one rollout at a time: {str(error).splitlines()[0]}")
+        retries, size = retries + 1, size // 2                   # out here: the error held the tensors of its frames
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        tqdm.write(f"out of memory in {name}: once more with at most {size} {name.partition(' ')[2]} at once")
+
+
 # --- checkpoints ---
 
 def saved(out) -> list[Path]:
@@ -154,7 +196,7 @@ def save(run):
         shutil.rmtree(staging, ignore_errors=True)
         raise OSError(f"cannot save {final}: {str(error).strip().splitlines()[0]}") from error
     if final.exists():
-        print(f"{final} was damaged and is written anew")
+        tqdm.write(f"{final} was damaged and is written anew")
         discard(final)
     staging.rename(final)
     sync(run.out)

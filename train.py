@@ -334,34 +334,14 @@ def sampler_seed(settings, step) -> int:
     return settings.seed * 1_000_000 + step
 
 
-def within_memory(work, size, *, alone, name):
-    """(work(size), number of retries): after an out-of-memory error the work is done again with half the size.
-
-    Raises MemoryError when that happens where alone(size) says that one rollout at a time is worked on already.
-    """
-    retries = 0
-    while True:
-        try:
-            return work(size), retries
-        except RuntimeError as error:                            # the CPU's allocator has no exception of its own
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                raise
-            if alone(size):
-                raise MemoryError(f"out of memory in {name} with one rollout at a time: {str(error).splitlines()[0]}")
-        retries, size = retries + 1, size // 2                   # out here: the error held the tensors of its frames
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        tqdm.write(f"out of memory in {name}: once more with at most {size} {name.partition(' ')[2]} at once")
-
-
 def sample(run, problems, *, k, **options):
     """(attempts, retries): mopd.sample with as many rollouts at once as there is memory for."""
     longest = max(len(mopd.student_ids(run.tokenizer, p)) for p in problems) + run.settings.max_new_tokens
     config = run.student.config.get_text_config(decoder=True)
     work = lambda rows: mopd.sample(run.student, run.tokenizer, problems, k=k, task=run.settings.task, max_rows=rows,
                                     max_new_tokens=run.settings.max_new_tokens, autocast=run.autocast, **options)
-    return within_memory(work, min(len(problems) * k, rows_in_memory(run.student, config, longest)),
-                         alone=lambda rows: rows == 1, name="generating rollouts")
+    return checkpoint.within_memory(work, min(len(problems) * k, rows_in_memory(run.student, config, longest)),
+                                    alone=lambda rows: rows == 1, name="generating rollouts")
 
 
 def evaluate(run) -> dict:
@@ -396,8 +376,8 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
                                  micro_tokens=micro_tokens, autocast=run.autocast, seconds=seconds)
 
         run.student.train(s.gradient_checkpointing)     # otherwise eval mode: dropout would part it from the sampler
-        metrics, more = within_memory(score, s.micro_tokens, name="scoring tokens", alone=lambda size: all(
-            len(batch) == 1 for batch in mopd.microbatches(attempts, size)))
+        alone = lambda size: all(len(batch) == 1 for batch in mopd.microbatches(attempts, size))
+        metrics, more = checkpoint.within_memory(score, s.micro_tokens, alone=alone, name="scoring tokens")
         run.student.eval()
     lr, grad_norm = s.lr * min(1.0, step / max(1, s.warmup_steps)), None
     if metrics["scored_tokens"]:                        # else nothing to learn: momentum and EMA would move on alone
@@ -473,7 +453,7 @@ def summarise(run, example):
 
 
 def train(run, stop):
-    """The loop. Raises Abandoned, with run.done steps taken, when `stop` asks for it."""
+    """The loop. Where `stop` asks for it, it ends by checkpoint.Abandoned, between steps or in one that is forgotten."""
     s, example, metrics_file = run.settings, None, run.out / "metrics.jsonl"
     due = lambda step, every: step % every == 0 or step == s.steps
 
@@ -502,24 +482,6 @@ def train(run, stop):
     summarise(run, example)
 
 
-def train_until_stopped(run, resume) -> int:
-    """The loop's exit status: 0, 1 after a fault, 128 + the signal's number. What ends it is said in one line."""
-    with checkpoint.Stop() as stop:
-        try:
-            try:
-                train(run, stop)
-            except checkpoint.Abandoned:
-                if run.done > run.saved:
-                    checkpoint.save(run)
-        except (OSError, FloatingPointError, MemoryError) as error:
-            where = f"after {run.done} steps, {run.saved} of them saved in {run.out}"
-            print(f"train.py: error: {error} ({where}; to go on: {resume})", file=sys.stderr)
-            return 1
-    if stop.signal:
-        print(f"stopped after {run.done} of {run.settings.steps} steps; to go on: {resume}")
-    return 128 + stop.signal if stop.signal else 0
-
-
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     settings = parse(arguments)
@@ -536,16 +498,17 @@ def main(arguments=None):
                 checkpoint.rewind(out / name, run.done or -1)
             config = json.dumps(dataclasses.asdict(settings), indent=1) + "\n"
             checkpoint.replace(out / "config.json", [config.encode()])
-        except (ValueError, OSError) as error:
+            announce(run)
+        except (ValueError, OSError, torch.OutOfMemoryError) as error:
             print(f"train.py: error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(130)
-        announce(run)
         more = [*(["--out", settings.out] if "--out" not in arguments else []),
                 *(["--resume"] if not settings.resume else [])]
-        if status := train_until_stopped(run, shlex.join(["python", sys.argv[0], *arguments, *more])):
-            sys.exit(status)
+        status = checkpoint.run_to_its_end(run, train, shlex.join(["python", sys.argv[0], *arguments, *more]))
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":

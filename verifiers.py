@@ -737,9 +737,12 @@ def verify_batch(task, responses, answers, *, workers=None):
     if task != "code":
         return [verify(task, *pair) for pair in pairs]
     keys = [(response, json.dumps(answer, sort_keys=True)) for response, answer in pairs]
-    with ThreadPoolExecutor(max(1, min(workers or _cores(), _cores()))) as pool:
+    pool = ThreadPoolExecutor(max(1, min(workers or _cores(), _cores())))
+    try:
         jobs = {key: pool.submit(verify_code, *pair) for key, pair in dict(zip(keys, pairs)).items()}
         return [jobs[key].result() for key in keys]
+    finally:
+        pool.shutdown(cancel_futures=True)                    # `with` would run all that is queued, after a Ctrl-C too
 
 
 def describe_isolation():

@@ -165,6 +165,7 @@ def test_a_run_killed_at_random_moments_and_resumed_is_the_run_that_was_never_ki
         landed.append(" ".join(server.phases()) or "between")
         server.kill()
         assert server.wait() == -signal.SIGKILL, server.log.read_text()
+        assert not any(map(checkpoint.damage, checkpoint.saved(tmp_path / "parts")))
     assert server.run(every(folder, tmp_path / "parts", "--resume", steps=steps)) == 0
     assert same_runs(tmp_path / "whole", tmp_path / "parts", steps)
     assert not list((tmp_path / "parts").glob("*.tmp"))
@@ -220,7 +221,7 @@ def test_the_command_line_ends_by_a_signal_with_the_usual_status(folder, tmp_pat
 def test_a_second_ctrl_c_stops_at_once_and_loses_nothing_already_saved(folder, tmp_path, server, whole):
     arguments = flags(folder, tmp_path / "out", "--steps", "4", "--save-every", "1")
     assert server.run([*arguments, "--steps", "2"]) == 0
-    server.start([*arguments, "--resume"], state=600)
+    server.start([*arguments, "--resume"], state=60)
     assert server.reach("state")
     server.kill(signal.SIGINT)
     while "SIGINT" not in server.log.read_text():
@@ -285,7 +286,7 @@ def test_a_run_without_a_whole_checkpoint_is_refused_not_started_afresh(folder, 
 def test_whole_checkpoints_are_not_thrown_out_for_a_damaged_newer_one(folder, tmp_path, trained):
     """--keep counts from the step that the run is at: the damaged step 4 is not one of the last two at step 3."""
     out = shutil.copytree(trained, tmp_path / "out")
-    cut(out / "step-000004" / "manifest.json"), cut(out / "step-000004" / "manifest.json")
+    zero(out / "step-000004" / "manifest.json")
     shutil.copytree(out / "step-000003", out / "step-000009")
     zero(out / "step-000009" / "manifest.json")
     train.main(flags(folder, out, "--steps", "4", "--save-every", "1", "--resume"))
@@ -525,7 +526,7 @@ def test_other_errors_are_not_taken_for_want_of_memory():
     def fails(size):
         raise RuntimeError("shapes differ")
     with pytest.raises(RuntimeError, match="shapes differ"):
-        train.within_memory(fails, 8, alone=lambda size: False, name="scoring tokens")
+        checkpoint.within_memory(fails, 8, alone=lambda size: False, name="scoring tokens")
 
 
 # --- the verifier ---
