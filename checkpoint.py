@@ -165,7 +165,8 @@ def step_of(folder) -> int:
 
 def write_state(folder, state):
     folder.mkdir()
-    torch.save(state, folder / "state.pt")
+    with open(folder / "state.pt", "wb") as file:                # given a path, torch does not say that the disk is full
+        torch.save(state, file)
 
 
 def read_state(folder) -> dict:

@@ -378,6 +378,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stays(fold
     assert server.run(arguments, limit=limit) == 1
     last = server.log.read_text().splitlines()[-1]
     assert "Traceback" not in server.log.read_text() and last.startswith("train.py: error:") and says in last
+    assert "File too large" in last                              # as the system words it, whoever wrote
     assert [checkpoint.damage(path) for path in checkpoint.saved(tmp_path / "out")] == [""]
     assert not list((tmp_path / "out").glob("*.tmp"))
     assert server.run(arguments) == 0
