@@ -22,6 +22,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -83,7 +84,8 @@ class Stop:
         self.signal, self.may_raise = None, False
 
     def __enter__(self):
-        caught = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+        main = threading.current_thread() is threading.main_thread()             # others cannot handle signals
+        caught = [n for n in (signal.SIGTERM, signal.SIGINT) if main and signal.getsignal(n) is not signal.SIG_IGN]
         self.before = {number: signal.signal(number, self.ask) for number in caught}
         return self
 
@@ -97,7 +99,8 @@ class Stop:
         self.signal = number
         if signal.SIGINT in self.before:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.write(2, f"\n{signal.Signals(number).name}: saving, then stopping (Ctrl-C: at once)\n".encode())
+        with contextlib.suppress(OSError):                       # a terminal that is gone
+            os.write(2, f"\n{signal.Signals(number).name}: saving, then stopping (Ctrl-C: at once)\n".encode())
         if self.may_raise:
             raise Abandoned
 
@@ -165,7 +168,7 @@ def step_of(folder) -> int:
 
 def write_state(folder, state):
     folder.mkdir()
-    with open(folder / "state.pt", "wb") as file:                # given a path, torch does not say that the disk is full
+    with open(folder / "state.pt", "wb") as file:                # given a path, torch does not say "disk full"
         torch.save(state, file)
 
 
@@ -184,7 +187,7 @@ def save(run):
     for dead in run.out.glob("step-*.tmp"):                      # of a run that died in here
         shutil.rmtree(dead)
     try:
-        staging.mkdir()                                          # not its parents: a run folder that is gone is an error
+        staging.mkdir()                                          # not its parents: a run folder gone is an error
         run.student.save_pretrained(staging / "model")
         run.tokenizer.save_pretrained(staging / "model")
         copied = run.teacher.model.state_dict() if run.teacher.kind in ("ema", "frozen") else None

@@ -247,8 +247,8 @@ def load_model(name):
 
 @dataclass
 class Run:
-    """What a run consists of, made by `prepare`. rows: checksums of the data; done: steps taken so far; saved: of these,
-    those in a checkpoint."""
+    """What a run consists of, made by `prepare`. rows: checksums of the data; done: the number of steps taken so far;
+    saved: the number of these that the last checkpoint holds."""
     settings: Settings
     out: Path
     student: torch.nn.Module
@@ -453,7 +453,7 @@ def summarise(run, example):
 
 
 def train(run, stop):
-    """The loop. Where `stop` asks for it, it ends by checkpoint.Abandoned, between steps or in one that is forgotten."""
+    """The loop. A signal ends it by checkpoint.Abandoned, between two steps or in one that is then forgotten."""
     s, example, metrics_file = run.settings, None, run.out / "metrics.jsonl"
     due = lambda step, every: step % every == 0 or step == s.steps
 

@@ -972,7 +972,7 @@ def _connect():
 def _ended(server):
     """Its process is the guard of the one that forks, and notices that one's end late; the socket shows it at once."""
     poll = select.poll()
-    poll.register(server.socket, select.POLLIN)               # after its first line it sends nothing but the end of file
+    poll.register(server.socket, select.POLLIN)               # after its first line comes nothing but the end of file
     return bool(poll.poll(0)) or server.process.poll() is not None
 
 
