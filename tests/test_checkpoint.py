@@ -174,16 +174,13 @@ def test_a_run_killed_at_random_moments_and_resumed_is_the_run_that_was_never_ki
 
 @posix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("phase", ["rollout", "backward", "update", "evaluation", "saving"])
+@pytest.mark.parametrize("phase", ["start", "rollout", "backward", "update", "evaluation", "saving"])
 def test_a_signal_saves_says_how_to_resume_and_changes_nothing(folder, tmp_path, server, whole, number, phase):
     """Also in the evaluation after a step that is then saved: the resumed run makes up for it."""
     arguments = replaced(flags(folder, tmp_path / "out", "--steps", "4"), "--eval-every", "2")
-    if phase in ("evaluation", "saving"):                        # not the evaluation before the first step
-        server.start(arguments, rollout=0.05, saving=0.05)
-        assert server.reach("backward")
-    else:
-        server.start(arguments)
-    assert server.reach(phase)
+    server.start(arguments, rollout=0.05, backward=0.05, update=0.05, saving=0.05)
+    assert phase == "start" or server.reach("update") and server.reach("rollout")   # the second step: one is to be saved
+    assert server.reach("evaluation" if phase == "start" else phase)
     server.kill(number)
     assert server.wait() == 128 + number
     log = server.log.read_text()
