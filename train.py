@@ -1,9 +1,10 @@
-"""Train a student by MOPD or a baseline: command line, data, AdamW loop, evaluation, checkpoints.
+"""Train a student by MOPD or a baseline: command line, data, AdamW loop, evaluation.
 
     python train.py --task math                                     # the tiny student in its made-up world
     python train.py --task math --model Qwen/Qwen3-1.7B --data train.jsonl --eval-data test.jsonl
 
-Uses mopd.py for the step itself and tiny.py for the default student. Knows nothing of how a method works.
+Uses mopd.py for the step itself, checkpoint.py for what must outlive the process, and tiny.py for the default student.
+Knows nothing of how a method works.
 """
 
 import argparse
@@ -11,10 +12,10 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
+import math
 import random
 import re
-import shutil
+import shlex
 import sys
 import time
 from dataclasses import dataclass, field
@@ -25,11 +26,13 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+import checkpoint
 import mopd
 import tiny
 import verifiers
+from checkpoint import append, read_lines
 from loss import DIVERGENCES
-from rollout import generate
+from rollout import generate, rows_in_memory
 
 
 def option(default, help, choices=None):
@@ -244,7 +247,8 @@ def load_model(name):
 
 @dataclass
 class Run:
-    """What a run consists of, made by `prepare`. `done` is the number of steps already taken (by a resumed run)."""
+    """What a run consists of, made by `prepare`. rows: checksums of the data; done: the number of steps taken so far;
+    saved: the number of these that the last checkpoint holds."""
     settings: Settings
     out: Path
     student: torch.nn.Module
@@ -253,18 +257,15 @@ class Run:
     optimizer: torch.optim.Optimizer
     train: list
     held_out: list
+    rows: dict
     autocast: object
     done: int = 0
+    saved: int = 0
 
 
 def prepare(settings) -> Run:
     """Load and check everything; whatever can be refused is refused here, before any work."""
     s, out, held_out, external = settings, Path(settings.out), [], ()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not s.resume:
-            raise ValueError(f"{out} is not empty: choose another --out, or --resume to continue the run there")
-        if not (out / "config.json").is_file():
-            raise ValueError(f"{out} is not the folder of a run (no config.json): nothing to resume")
     if s.model == "tiny":
         train, held_out = ([read_row(row, s, n) for n, row in enumerate(rows)]
                            for rows in tiny.problems(s.task, seed=s.seed))
@@ -278,6 +279,7 @@ def prepare(settings) -> Run:
                 print("warning: --data and --eval-data are the same file: the evaluation is not held out")
         student, tokenizer = load_model(s.model)
         generate(student, [[0, 1], [0]], 2, max_new_tokens=2, stop_ids=[])     # refuses what it cannot sample from
+    rows = {"data": checkpoint.checksum_of_rows(train), "eval_data": checkpoint.checksum_of_rows(held_out)}
     train = fitting(train, student, tokenizer, s, s.data)
     if s.eval_data or held_out:
         held_out = fitting(held_out, student, tokenizer, s, s.eval_data)
@@ -297,19 +299,14 @@ def prepare(settings) -> Run:
     teacher.model.to(s.device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=s.lr, weight_decay=s.weight_decay)
     autocast = functools.partial(torch.autocast, torch.device(s.device).type, torch.bfloat16)
-    run = Run(s, out, student, tokenizer, teacher, optimizer, train, held_out,
+    run = Run(s, out, student, tokenizer, teacher, optimizer, train, held_out, rows,
               autocast if s.dtype == "bfloat16" else contextlib.nullcontext)
     if s.resume:
-        restore(run)
+        checkpoint.load(run, MAY_CHANGE)
     return run
 
 
-# --- the run folder: metrics, samples, checkpoints ---
-
-def append(path, record):
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
+# --- the run folder: metrics and samples; checkpoints are in checkpoint.py ---
 
 def record_samples(path, step, attempts):
     """One line per group: the texts, verdicts, peers (positions in the step) and teacher prompts of this step."""
@@ -320,59 +317,6 @@ def record_samples(path, step, attempts):
             {"position": i, "text": a.text, "stopped": a.rollout.stopped, "correct": a.verdict.correct,
              "answer": a.verdict.answer, "feedback": a.verdict.feedback, "successes": a.peers.successes,
              "failures": a.peers.failures, "teacher_prompt": a.teacher_text, "weight": a.weight} for i, a in mates]})
-
-
-def save(run, step):
-    """Write OUT/step-N: model/, an ordinary save_pretrained folder, and state/. Older ones than the last --keep go."""
-    final, staging = run.out / f"step-{step:06d}", run.out / f"step-{step:06d}.tmp"
-    shutil.rmtree(staging, ignore_errors=True)
-    (staging / "state").mkdir(parents=True)
-    run.student.save_pretrained(staging / "model")
-    run.tokenizer.save_pretrained(staging / "model")
-    copied = run.teacher.model.state_dict() if run.teacher.kind in ("ema", "frozen") else None
-    torch.save({"step": step, "optimizer": run.optimizer.state_dict(), "teacher": copied,
-                "settings": dataclasses.asdict(run.settings)}, staging / "state" / "state.pt")
-    shutil.rmtree(final, ignore_errors=True)
-    staging.rename(final)                                        # a reader sees the whole checkpoint or none
-    for old in sorted(run.out.glob("step-??????"))[:-run.settings.keep]:
-        shutil.rmtree(old)
-
-
-def restore(run):
-    """Load the newest checkpoint, where there is one."""
-    newest = max(run.out.glob("step-??????"), default=None)
-    if newest is None:
-        print(f"nothing saved in {run.out} yet: starting afresh")
-        return
-    state = torch.load(newest / "state" / "state.pt", map_location="cpu", weights_only=True)
-    for name, value in state["settings"].items():
-        if name not in MAY_CHANGE and getattr(run.settings, name, value) != value:
-            raise ValueError(f"{flag(name)} is {getattr(run.settings, name)} now and was {value} in {newest}: "
-                             "resume with the same settings")
-    saved = AutoModelForCausalLM.from_pretrained(newest / "model", dtype=torch.float32)
-    run.student.load_state_dict(saved.state_dict())
-    if state["teacher"] is not None:
-        run.teacher.model.load_state_dict(state["teacher"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.done = state["step"]
-    print(f"resuming from {newest}")
-
-
-def read_lines(path) -> list[dict]:
-    """The records of a JSON Lines file of the run; a last line that a dying process left unfinished is left out."""
-    lines = path.read_text("utf-8").split("\n") if path.is_file() else [""]
-    if lines[-1]:
-        print(f"{path}: the last line is unfinished and left out")
-    return [json.loads(line) for line in lines[:-1]]
-
-
-def rewind(run):
-    """Take what came after the checkpoint out of metrics.jsonl and samples.jsonl: the run will write it again."""
-    for path in (run.out / "metrics.jsonl", run.out / "samples.jsonl"):
-        kept = [record for record in read_lines(path) if run.done and record["step"] <= run.done]
-        path.unlink(missing_ok=True)
-        for record in kept:
-            append(path, record)
 
 
 # --- the loop ---
@@ -390,42 +334,66 @@ def sampler_seed(settings, step) -> int:
     return settings.seed * 1_000_000 + step
 
 
+def sample(run, problems, *, k, **options):
+    """(attempts, retries): mopd.sample with as many rollouts at once as there is memory for."""
+    longest = max(len(mopd.student_ids(run.tokenizer, p)) for p in problems) + run.settings.max_new_tokens
+    config = run.student.config.get_text_config(decoder=True)
+    work = lambda rows: mopd.sample(run.student, run.tokenizer, problems, k=k, task=run.settings.task, max_rows=rows,
+                                    max_new_tokens=run.settings.max_new_tokens, autocast=run.autocast, **options)
+    return checkpoint.within_memory(work, min(len(problems) * k, rows_in_memory(run.student, config, longest)),
+                                    alone=lambda rows: rows == 1, name="generating rollouts")
+
+
 def evaluate(run) -> dict:
     """mean@k and pass@k over the held-out problems, with the same random numbers each time: evaluations are paired."""
     s, k = run.settings, run.settings.eval_rollouts
-    attempts = mopd.sample(run.student, run.tokenizer, run.held_out, k=k, task=s.task, seed=sampler_seed(s, 0),
-                           max_new_tokens=s.max_new_tokens, temperature=s.eval_temperature, top_p=s.eval_top_p,
-                           autocast=run.autocast)
+    attempts, _ = sample(run, run.held_out, k=k, seed=sampler_seed(s, 0), temperature=s.eval_temperature,
+                         top_p=s.eval_top_p)
     groups = [attempts[n:n + k] for n in range(0, len(attempts), k)]
     return {"eval_mean_at_k": sum(a.success for a in attempts) / len(attempts),
             "eval_pass_at_k": sum(any(a.success for a in g) for g in groups) / len(groups), "eval_k": k}
 
 
-def train_step(run, step):
-    """(metrics, attempts) of one step, the update of optimizer and teacher included."""
+def train_step(run, step, abandonable=contextlib.nullcontext):
+    """(metrics, attempts) of one step, the update of optimizer and teacher included.
+
+    Nothing that outlives the step changes inside `abandonable`. A loss or gradient that is not finite raises
+    FloatingPointError before the update, and leaves the rollouts in the run's folder for study.
+    """
     s, seed, seconds, cuts = run.settings, sampler_seed(run.settings, step), {}, {}
-    attempts = mopd.sample(run.student, run.tokenizer, batch_of(run.train, step, s), k=s.rollouts, task=s.task,
-                           seed=seed, max_new_tokens=s.max_new_tokens, temperature=s.temperature,
-                           autocast=run.autocast, seconds=seconds)
-    mopd.plan(attempts, method=s.method, peers=s.peers, feedback=s.feedback, seed=seed)
-    if s.teaches:
-        cuts = mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens,
-                                   longest=mopd.max_length(run.teacher.model))
-    run.optimizer.zero_grad(set_to_none=True)
-    run.student.train(s.gradient_checkpointing)         # otherwise eval mode: dropout would part it from the sampler
-    metrics = mopd.backward(run.student, run.teacher, attempts, method=s.method, divergence=s.divergence,
-                            top_k=s.top_k, temperature=s.temperature, reduction=s.reduction, is_clip=s.is_clip,
-                            micro_tokens=s.micro_tokens, autocast=run.autocast, seconds=seconds)
-    run.student.eval()
+    with abandonable():
+        attempts, retries = sample(run, batch_of(run.train, step, s), k=s.rollouts, seed=seed,
+                                   temperature=s.temperature, seconds=seconds)
+        mopd.plan(attempts, method=s.method, peers=s.peers, feedback=s.feedback, seed=seed)
+        if s.teaches:
+            cuts = mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens,
+                                       longest=mopd.max_length(run.teacher.model))
+
+        def score(micro_tokens):
+            run.optimizer.zero_grad(set_to_none=True)   # of the last step, or of what memory did not suffice for
+            return mopd.backward(run.student, run.teacher, attempts, method=s.method, divergence=s.divergence,
+                                 top_k=s.top_k, temperature=s.temperature, reduction=s.reduction, is_clip=s.is_clip,
+                                 micro_tokens=micro_tokens, autocast=run.autocast, seconds=seconds)
+
+        run.student.train(s.gradient_checkpointing)     # otherwise eval mode: dropout would part it from the sampler
+        alone = lambda size: all(len(batch) == 1 for batch in mopd.microbatches(attempts, size))
+        metrics, more = checkpoint.within_memory(score, s.micro_tokens, alone=alone, name="scoring tokens")
+        run.student.eval()
     lr, grad_norm = s.lr * min(1.0, step / max(1, s.warmup_steps)), None
     if metrics["scored_tokens"]:                        # else nothing to learn: momentum and EMA would move on alone
-        parameters = run.student.parameters()                    # a non-finite gradient ends the run here, unused
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, s.grad_clip, error_if_nonfinite=True).item()
+        grad_norm = torch.nn.utils.clip_grad_norm_(run.student.parameters(), s.grad_clip).item()
+        if not math.isfinite(metrics["loss"]) or not math.isfinite(grad_norm):
+            failed = run.out / f"failed-step-{step}.jsonl"
+            failed.unlink(missing_ok=True)
+            record_samples(failed, step, attempts)
+            raise FloatingPointError(f"the loss is {metrics['loss']:.4g} and the gradient's norm {grad_norm:.4g}: no "
+                                     f"update was made; the rollouts are in {failed}")
         for group in run.optimizer.param_groups:
             group["lr"] = lr
         run.optimizer.step()
         run.teacher.update(run.student, s.ema_rate)
-    return {"step": step, **metrics, **mopd.describe(attempts), **cuts, "grad_norm": grad_norm, "lr": lr,
+    return {"step": step, **metrics, **mopd.describe(attempts), **cuts, "oom_retries": retries + more,
+            "grad_norm": grad_norm, "lr": lr,
             "seconds": {name: round(value, 4) for name, value in seconds.items()}}, attempts
 
 
@@ -448,7 +416,8 @@ def announce(run):
 
 def line_of(m) -> str:
     number = lambda value, form: "-" if value is None else format(value, form)
-    odd = "".join(f"  {name} {m[name]}" for name in ("peers_shortened", "peers_dropped", "empty_slots") if m.get(name))
+    odd = "".join(f"  {name} {m[name]}" for name in ("peers_shortened", "peers_dropped", "empty_slots",
+                                                      "oom_retries") if m.get(name))
     return (f"step {m['step']:4d}  loss {m['loss']:.4f}  success {m['success']:.3f}  groups mixed/right/wrong "
             f"{m['groups_mixed']}/{m['groups_all_right']}/{m['groups_all_wrong']}  unweighted {m['unweighted']}  "
             f"truncated {m['truncated']}  length {m['mean_completion_length']:.1f}  "
@@ -483,46 +452,63 @@ def summarise(run, example):
     print("next: another --task, --peers positive, --method grpo, or your own --model and --data (README.md)")
 
 
-def train(run):
-    """The loop."""
-    s, example = run.settings, None
+def train(run, stop):
+    """The loop. A signal ends it by checkpoint.Abandoned, between two steps or in one that is then forgotten."""
+    s, example, metrics_file = run.settings, None, run.out / "metrics.jsonl"
+    due = lambda step, every: step % every == 0 or step == s.steps
 
-    def evaluate_now(step):
-        record = {"step": step, **evaluate(run)}
-        append(run.out / "metrics.jsonl", record)
+    def evaluate_now():
+        with stop.abandonable():
+            record = {"step": run.done, **evaluate(run)}
+        append(metrics_file, record)
         tqdm.write("step {step:4d}  held-out mean@{eval_k} {eval_mean_at_k:.3f}  pass@{eval_k} {eval_pass_at_k:.3f}"
                    .format(**record))
 
-    if run.held_out and not run.done:
-        evaluate_now(0)
+    if run.held_out and due(run.done, s.eval_every):    # the start, or what a run that was stopped left to be done
+        if not any(r["step"] == run.done and "eval_k" in r for r in read_lines(metrics_file)):
+            evaluate_now()
     for step in tqdm(range(run.done + 1, s.steps + 1), desc="steps", initial=run.done, total=s.steps, disable=None):
-        metrics, attempts = train_step(run, step)
+        metrics, attempts = train_step(run, step, stop.abandonable)
         example = example_of(attempts) or example
-        append(run.out / "metrics.jsonl", metrics)
+        append(metrics_file, metrics)
         tqdm.write(line_of(metrics))
-        if step % s.eval_every == 0 or step == s.steps:
+        if due(step, s.eval_every):
             record_samples(run.out / "samples.jsonl", step, attempts)
-            if run.held_out:
-                evaluate_now(step)
-        if step % s.save_every == 0 or step == s.steps:
-            save(run, step)
+        run.done = step
+        if run.held_out and due(step, s.eval_every):
+            evaluate_now()
+        if due(step, s.save_every):
+            checkpoint.save(run)
     summarise(run, example)
 
 
 def main(arguments=None):
+    arguments = sys.argv[1:] if arguments is None else arguments
     settings = parse(arguments)
+    out = Path(settings.out)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    try:
-        run = prepare(settings)
-    except (ValueError, OSError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    run.out.mkdir(parents=True, exist_ok=True)
-    rewind(run)
-    (run.out / "config.json").write_text(json.dumps(dataclasses.asdict(settings), indent=1) + "\n", "utf-8")
-    announce(run)
-    train(run)
+    claim = functools.partial(checkpoint.claim, out, resume=settings.resume)
+    with contextlib.ExitStack() as held:
+        try:
+            existed = out.exists() and held.enter_context(claim())
+            run = prepare(settings)
+            existed or held.enter_context(claim())               # a new folder when there is nothing left to refuse
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                checkpoint.rewind(out / name, run.done or -1)
+            config = json.dumps(dataclasses.asdict(settings), indent=1) + "\n"
+            checkpoint.replace(out / "config.json", [config.encode()])
+            announce(run)
+        except (ValueError, OSError, torch.OutOfMemoryError) as error:
+            print(f"train.py: error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        more = [*(["--out", settings.out] if "--out" not in arguments else []),
+                *(["--resume"] if not settings.resume else [])]
+        status = checkpoint.run_to_its_end(run, train, shlex.join(["python", sys.argv[0], *arguments, *more]))
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":

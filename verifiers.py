@@ -719,6 +719,7 @@ def verify_code(response, answer, *, time_limit=2.0, memory_mb=1024):
     for number, test in enumerate(answer["tests"], 1):
         problem = _run_test(program, answer, test, time_limit, memory_mb)
         if problem.startswith(_LOST):                         # a new server, once
+            time.sleep(0.1)                                   # until the system has cleared a killed one away
             problem = _run_test(program, answer, test, time_limit, memory_mb)
         if problem and not fenced and "SyntaxError" in problem:
             return Verdict(False, None, "No program was found: no fenced block, and the text is not a program.")
@@ -736,9 +737,12 @@ def verify_batch(task, responses, answers, *, workers=None):
     if task != "code":
         return [verify(task, *pair) for pair in pairs]
     keys = [(response, json.dumps(answer, sort_keys=True)) for response, answer in pairs]
-    with ThreadPoolExecutor(max(1, min(workers or _cores(), _cores()))) as pool:
+    pool = ThreadPoolExecutor(max(1, min(workers or _cores(), _cores())))
+    try:
         jobs = {key: pool.submit(verify_code, *pair) for key, pair in dict(zip(keys, pairs)).items()}
         return [jobs[key].result() for key in keys]
+    finally:
+        pool.shutdown(cancel_futures=True)                    # `with` would run all that is queued, after a Ctrl-C too
 
 
 def describe_isolation():
@@ -950,7 +954,7 @@ def _connect():
     if not hasattr(os, "fork"):
         raise RuntimeError(describe_isolation())
     with _lock:
-        if _server is None or _server.process.poll() is not None:
+        if _server is None or _ended(_server):
             near, far = socket.socketpair()
             options = {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
             options |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
@@ -963,6 +967,13 @@ def _connect():
                 raise RuntimeError(f"the code sandbox did not start: {process.args} ended with status {process.wait()}")
             _server = SimpleNamespace(socket=near, process=process, layers=json.loads(hello))
         return _server
+
+
+def _ended(server):
+    """Its process is the guard of the one that forks, and notices that one's end late; the socket shows it at once."""
+    poll = select.poll()
+    poll.register(server.socket, select.POLLIN)               # after its first line comes nothing but the end of file
+    return bool(poll.poll(0)) or server.process.poll() is not None
 
 
 def _disconnect(wait=True):
@@ -1051,6 +1062,7 @@ def _isolate():
     folder = base = f"/tmp/sandbox-{os.urandom(8).hex()}"
     os.mkdir(base, 0o700)
     if inner := os.fork():                                    # the first of the PID namespace: its end ends all
+        os.close(0)                                           # or the trainer would not see the end of the socket
         while os.waitpid(inner, os.WNOHANG) == (0, 0) and os.getppid() == trainer:
             time.sleep(0.2)
         _attempt(os.kill, inner, signal.SIGKILL)

@@ -1,0 +1,352 @@
+"""What lets a run survive: checkpoints that are whole or not there, a lock, signals, faults, too little memory.
+
+    OUT/lock                       locked by the process that writes here
+    OUT/step-NNNNNN/model/         an ordinary save_pretrained folder, float32
+    OUT/step-NNNNNN/state/         AdamW, a copied teacher, step, settings, checksums of the data
+    OUT/step-NNNNNN/manifest.json  path, size and sha256 of every file: it alone decides whether the rest is whole
+
+What else the future depends on is a function of seed and step: the order of the data and the sampler's random numbers.
+Needs torch and transformers; works on any object with the fields of train.Run and knows nothing of methods or losses.
+
+    with claim(out, resume=True):                        # no second run writes here
+        load(run, MAY_CHANGE)                            # run.done: the steps of the newest whole checkpoint
+        status = run_to_its_end(run, loop, command)      # loop(run, stop) calls save(run)
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM
+
+try:
+    import fcntl
+except ImportError:                                              # Windows
+    fcntl = None
+
+
+# --- one run in a folder, and its end by a signal ---
+
+def claim(out, *, resume):
+    """Lock the folder of a run, made if need be; returns the open file that holds the lock until it is closed.
+
+    The kernel lets go of the lock when the process is gone, however it ended. Python opens files close-on-exec, so the
+    verifier's server, which may outlive a killed trainer by a moment, does not hold it on.
+    Raises ValueError where another run writes, or where files lie that are not to be continued or no run's at all.
+    """
+    check_folder(out, resume)                                    # before a lock is laid into somebody else's folder
+    out.mkdir(parents=True, exist_ok=True)
+    file = open(out / "lock", "a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with file:
+            file.seek(0)
+            raise ValueError(f"{out} is in use by another run (process {file.read() or 'unknown'})") from None
+    except (AttributeError, OSError):                            # Windows, and network file systems without locks
+        print(f"{out}: no file locks here; see to it that no second run writes to this folder")
+    check_folder(out, resume)                                    # another run may have come and gone since
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def check_folder(out, resume):
+    """ValueError unless `out` is free for a new run or, with `resume`, empty or the folder of a run."""
+    if out.exists() and (not out.is_dir() or any(path.name != "lock" for path in out.iterdir())):
+        if not resume:
+            raise ValueError(f"{out} is not empty: choose another --out, or --resume to continue the run there")
+        if not (out / "config.json").is_file():
+            raise ValueError(f"{out} is not the folder of a run (no config.json): nothing to resume")
+
+
+class Abandoned(BaseException):
+    """Raised by a signal where work may be left half done. Not an Exception: no `except Exception` shall stop it."""
+
+
+class Stop:
+    """`with Stop() as stop`: SIGTERM or the first Ctrl-C only sets `stop.signal`, its number, so that no update and no
+    file is left half done; inside `with stop.abandonable():` it raises Abandoned. A second Ctrl-C ends the process by
+    the system's default, at once, even in the middle of a matrix product; further SIGTERMs change nothing."""
+
+    def __init__(self):
+        self.signal, self.may_raise = None, False
+
+    def __enter__(self):
+        main = threading.current_thread() is threading.main_thread()             # others cannot handle signals
+        caught = [n for n in (signal.SIGTERM, signal.SIGINT) if main and signal.getsignal(n) is not signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self.ask) for number in caught}
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def ask(self, number, frame):
+        if self.signal:
+            return
+        self.signal = number
+        if signal.SIGINT in self.before:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with contextlib.suppress(OSError):                       # a terminal that is gone
+            os.write(2, f"\n{signal.Signals(number).name}: saving, then stopping (Ctrl-C: at once)\n".encode())
+        if self.may_raise:
+            raise Abandoned
+
+    @contextlib.contextmanager
+    def abandonable(self):
+        self.may_raise = True
+        try:
+            if self.signal:
+                raise Abandoned
+            yield
+        finally:
+            self.may_raise = False
+
+
+def run_to_its_end(run, loop, command) -> int:
+    """The exit status of loop(run, stop): 0; 1 after a fault; 128 + the signal's number. What ended it is said in one
+    line, with the `command` that goes on from the last checkpoint."""
+    with Stop() as stop:
+        try:
+            try:
+                loop(run, stop)
+            except Abandoned:
+                if run.done > run.saved:
+                    save(run)
+        except (OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
+            print(f"train.py: error: {error} (after {run.done} steps, {run.saved} of them saved in {run.out}; "
+                  f"to go on: {command})", file=sys.stderr)
+            return 1
+    if stop.signal:
+        print(f"stopped after {run.done} of {run.settings.steps} steps; to go on: {command}")
+        return 128 + stop.signal
+    return 0
+
+
+def within_memory(work, size, *, alone, name):
+    """(work(size), number of retries): after an out-of-memory error the work is done again with half the size.
+
+    Raises MemoryError when that happens where alone(size) says that one rollout at a time is worked on already.
+    """
+    retries = 0
+    while True:
+        try:
+            return work(size), retries
+        except RuntimeError as error:                            # the CPU's allocator has no exception of its own
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            if alone(size):
+                raise MemoryError(f"out of memory in {name} with one rollout at a time: {str(error).splitlines()[0]}")
+        retries, size = retries + 1, size // 2                   # out here: the error held the tensors of its frames
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        tqdm.write(f"out of memory in {name}: once more with at most {size} {name.partition(' ')[2]} at once")
+
+
+# --- checkpoints ---
+
+def saved(out) -> list[Path]:
+    """The checkpoints in a run's folder, whole or not, in the order of their steps."""
+    return sorted((p for p in out.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)), key=step_of)
+
+
+def step_of(folder) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def write_state(folder, state):
+    folder.mkdir()
+    with open(folder / "state.pt", "wb") as file:                # given a path, torch does not say "disk full"
+        torch.save(state, file)
+
+
+def read_state(folder) -> dict:
+    return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+
+
+def save(run):
+    """Write the checkpoint of the `run.done` steps taken so far. Of those up to here the last --keep stay.
+
+    Everything goes into a temporary folder and to the disk before one rename shows it: a reader, and a run that dies
+    at any moment, sees the whole checkpoint or none. Raises OSError when it cannot; what was there stays as it was.
+    """
+    final = run.out / f"step-{run.done:06d}"
+    staging = run.out / f"{final.name}.tmp"
+    for dead in run.out.glob("step-*.tmp"):                      # of a run that died in here
+        shutil.rmtree(dead)
+    try:
+        staging.mkdir()                                          # not its parents: a run folder gone is an error
+        run.student.save_pretrained(staging / "model")
+        run.tokenizer.save_pretrained(staging / "model")
+        copied = run.teacher.model.state_dict() if run.teacher.kind in ("ema", "frozen") else None
+        write_state(staging / "state", {"step": run.done, "optimizer": run.optimizer.state_dict(), "teacher": copied,
+                                        "settings": dataclasses.asdict(run.settings), "rows": run.rows})
+        write_manifest(staging)
+        for path in [*staging.rglob("*"), staging, *run.out.glob("*.jsonl")]:
+            sync(path)                                           # the lines up to this step too
+    except Exception as error:                                   # torch and safetensors have their own for a full disk
+        shutil.rmtree(staging, ignore_errors=True)
+        raise OSError(f"cannot save {final}: {str(error).strip().splitlines()[0]}") from error
+    if final.exists():
+        tqdm.write(f"{final} was damaged and is written anew")
+        discard(final)
+    staging.rename(final)
+    sync(run.out)
+    run.saved = run.done
+    for old in [folder for folder in saved(run.out) if step_of(folder) <= run.done][:-run.settings.keep]:
+        discard(old)
+
+
+def discard(folder):
+    """Remove a checkpoint; renamed first, so that a half-removed one is never taken for one."""
+    shutil.rmtree(folder.rename(folder.with_name(folder.name + ".old.tmp")))
+
+
+def write_manifest(folder):
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    listed = [{"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": checksum(path)}
+              for path in files]
+    (folder / "manifest.json").write_text(json.dumps({"files": listed}, indent=1) + "\n", "utf-8")
+
+
+def damage(folder) -> str:
+    """What is wrong with a checkpoint by its manifest, "" where it is whole."""
+    try:
+        for file in json.loads((folder / "manifest.json").read_text("utf-8"))["files"]:
+            path = folder / file["path"]
+            if not path.is_file():
+                return f"{file['path']} is missing"
+            if path.stat().st_size != file["size"]:
+                return f"{file['path']} has {path.stat().st_size} bytes instead of {file['size']}"
+            if checksum(path) != file["sha256"]:
+                return f"{file['path']} has another checksum"
+    except FileNotFoundError:
+        return "no manifest.json"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"manifest.json or a file in it cannot be read: {error!r:.200}"
+    return ""
+
+
+def checksum(path) -> str:
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def checksum_of_rows(problems) -> str | None:
+    """One checksum of all that the rows of a data file say, after renamed fields and added instructions."""
+    rows = [dataclasses.astuple(problem) for problem in problems]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest() if rows else None
+
+
+def newest_whole(out) -> Path | None:
+    """The newest whole checkpoint; damaged ones are named and passed over. None where nothing was ever saved.
+
+    Raises ValueError when all are damaged: to start afresh there would be to throw the run away.
+    """
+    for folder in reversed(saved(out)):
+        fault = damage(folder)
+        if not fault:
+            return folder
+        print(f"{folder} is damaged and passed over ({fault}); it stays until the run is past this step again")
+    if saved(out):
+        raise ValueError(f"no checkpoint in {out} is whole: mend one, or start a new run in another --out")
+    return None
+
+
+def load(run, may_change):
+    """Put `run` where its newest whole checkpoint was; `run.done` stays 0 where nothing was saved yet.
+
+    Raises ValueError where settings other than `may_change`, or the rows of the data, are not those of the checkpoint.
+    """
+    newest = newest_whole(run.out)
+    if newest is None:
+        print(f"nothing saved in {run.out} yet: starting afresh")
+        return
+    state = read_state(newest / "state")
+    for name, value in state["settings"].items():
+        now, option = getattr(run.settings, name, value), "--" + name.replace("_", "-")
+        if name not in may_change and now != value:
+            raise ValueError(f"{option} is {now} now and was {value} in {newest}: resume with the same settings")
+        if name in state["rows"] and now == value and run.rows[name] != state["rows"][name]:
+            raise ValueError(f"{option} {now}: its rows are not those that {newest} was made with: "
+                             "put the file back, or start a new run")
+    weights = AutoModelForCausalLM.from_pretrained(newest / "model", dtype=torch.float32).state_dict()
+    run.student.load_state_dict(weights)
+    if state["teacher"] is not None:
+        run.teacher.model.load_state_dict(state["teacher"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.done = run.saved = state["step"]
+    print(f"resuming from {newest}")
+
+
+# --- files ---
+
+def sync(path):
+    """Have the system write a file, or the names in a folder, to the disk."""
+    if path.is_dir() and os.name == "nt":                        # where folders cannot be opened
+        return
+    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def replace(path, blocks):
+    """Put bytes in the place of a file's content; whoever reads it sees the old or the new, never a part."""
+    staging = path.with_name(path.name + ".tmp")
+    with open(staging, "wb") as file:
+        file.writelines(blocks)
+    sync(staging)
+    staging.replace(path)
+    sync(path.parent)
+
+
+def append(path, record):
+    """Add one line to a JSON Lines file; OSError with its name where that is impossible."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    except OSError as error:                                     # a full disk names no file
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+
+
+def read_lines(path) -> list[dict]:
+    """The records of a JSON Lines file of the run; a last line that a dying process left unfinished is left out."""
+    lines = path.read_text("utf-8").split("\n") if path.is_file() else [""]
+    if lines[-1]:
+        print(f"{path}: the last line is unfinished and left out")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def rewind(path, done):
+    """Take the records of steps after `done` out of a JSON Lines file: the run will write them again. So for lines
+    that a dying process or machine left unreadable: those up to the checkpoint were on the disk before it was."""
+    if not path.is_file():
+        return
+
+    def kept():
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):              # the files of long runs do not fit into memory
+                try:
+                    if json.loads(line)["step"] <= done and line.endswith(b"\n"):
+                        yield line
+                except (ValueError, KeyError, TypeError):
+                    print(f"{path}:{number}: an unfinished line is left out")
+
+    replace(path, kept())

@@ -1,0 +1,591 @@
+"""Runs that are killed, stopped, starved or fed damaged files: they end as if nothing had happened, or in one clear line.
+
+    python -m pytest --slow tests/test_checkpoint.py        # with 20 kills instead of 3
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import checkpoint
+import mopd
+import rollout
+import train
+import verifiers
+from conftest import ROOT
+from test_train import flags, folder, refused, replaced, steps_of                           # noqa: F401
+
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork and signals")
+WHERE = {"rollout": (train, "sample"), "backward": (mopd, "backward"), "update": (mopd.Teacher, "update"),
+         "evaluation": (train, "evaluate"), "saving": (checkpoint, "save"), "state": (checkpoint, "write_state")}
+
+SERVER = """
+import json, os, resource, signal, sys, time, traceback
+sys.path[:0] = [{root!r}, {tests!r}]
+import train, checkpoint, mopd, verifiers
+from test_checkpoint import WHERE
+trace = os.open({trace!r}, os.O_RDWR | os.O_CREAT)
+
+def traced(name, function, slow):
+    def call(*args, **kwargs):
+        outside = os.pread(trace, 64, 0)
+        os.pwrite(trace, f"{{outside.decode().strip()}} {{name}}".ljust(64).encode(), 0)
+        time.sleep(slow)
+        result = function(*args, **kwargs)
+        os.pwrite(trace, outside, 0)
+        return result
+    return call
+
+signal.signal(signal.SIGINT, signal.default_int_handler)             # a test run in the background ignores it
+for line in sys.stdin:
+    job = json.loads(line)
+    os.pwrite(trace, b" " * 64, 0)
+    if (pid := os.fork()) == 0:
+        status = 1
+        try:
+            log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1), os.dup2(log, 2)
+            for name, (owner, attribute) in WHERE.items():
+                setattr(owner, attribute, traced(name, getattr(owner, attribute), job["slow"].get(name, 0)))
+            if job["limit"]:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
+            sys.argv = ["train.py", *job["arguments"]]
+            exec(job["code"])
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(status)
+    print(pid, flush=True)
+    print(os.waitpid(pid, 0)[1], flush=True)
+"""
+
+
+class Server:
+    """Forks processes that run train.main, from one that has imported everything: a start costs no ten seconds.
+    `trace` holds the phases that the child is in, from the outermost to the innermost."""
+
+    def __init__(self, folder):
+        self.trace, self.log, self.ended = folder / "trace", folder / "log", True
+        source = SERVER.format(root=str(ROOT), tests=str(ROOT / "tests"), trace=str(self.trace))
+        self.process = subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def start(self, arguments=(), code="train.main()", limit=0, **slow):
+        if not self.ended:                                       # a test that failed left it
+            self.kill(), self.wait()
+        job = {"arguments": list(map(str, arguments)), "code": code, "limit": limit, "slow": slow, "log": str(self.log)}
+        print(json.dumps(job), file=self.process.stdin, flush=True)
+        self.pid, self.ended = int(self.process.stdout.readline()), False
+
+    def wait(self):
+        """The exit status as subprocess has it: negative for a signal."""
+        self.ended = True
+        return os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
+
+    def run(self, *args, **kwargs):
+        self.start(*args, **kwargs)
+        return self.wait()
+
+    def phases(self):
+        return self.trace.read_text().split() if self.trace.exists() else []
+
+    def reach(self, phase):
+        """Wait until the child is in this phase; False when it ended first."""
+        while phase not in self.phases():
+            state = Path(f"/proc/{self.pid}/stat")
+            if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+                return False
+            time.sleep(0.0005)
+        return True
+
+    def kill(self, number=signal.SIGKILL):
+        os.kill(self.pid, number)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.process.stdin.close()
+    server.process.wait()
+
+
+def every(folder, out, *more, steps=3):
+    """Flags of a run that saves and evaluates after every step."""
+    return flags(folder, out, "--steps", str(steps), "--eval-every", "1", "--save-every", "1", *more)
+
+
+def same_weights(a, b):
+    a, b = (AutoModelForCausalLM.from_pretrained(path / "model").state_dict() for path in (a, b))
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def same_runs(a, b, steps):
+    """Metrics and samples value for value, no step missing or twice, and the state to the last bit."""
+    assert [line["step"] for line in steps_of(a) if "loss" in line] == list(range(1, steps + 1))
+    assert steps_of(a) == steps_of(b)
+    assert (a / "samples.jsonl").read_bytes() == (b / "samples.jsonl").read_bytes()
+    a, b = (path / f"step-{steps:06d}" for path in (a, b))
+    assert (a / "model" / "model.safetensors").read_bytes() == (b / "model" / "model.safetensors").read_bytes()
+    left, right = (checkpoint.read_state(path / "state") for path in (a, b))
+    for one, other in ((left["teacher"], right["teacher"]),
+                       *((left["optimizer"]["state"][n], right["optimizer"]["state"][n]) for n in left["optimizer"]["state"])):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    return True
+
+
+# --- killed, stopped and resumed ---
+
+@posix
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_and_resumed_is_the_run_that_was_never_killed(folder, tmp_path, server, kills):
+    steps, rng, landed = 2 * kills, random.Random(kills), []
+    assert server.run(every(folder, tmp_path / "whole", steps=steps)) == 0
+    phases = ["saving", "backward", "evaluation", "rollout", "state", None]
+    for n in range(kills):
+        server.start(every(folder, tmp_path / "parts", "--resume", steps=steps))
+        phase = phases[n % len(phases)]
+        assert server.reach(phase or "rollout")
+        time.sleep(rng.uniform(0, 0.01 if phase else 0.5))
+        landed.append(" ".join(server.phases()) or "between")
+        server.kill()
+        assert server.wait() == -signal.SIGKILL, server.log.read_text()
+        assert not any(map(checkpoint.damage, checkpoint.saved(tmp_path / "parts")))
+    assert server.run(every(folder, tmp_path / "parts", "--resume", steps=steps)) == 0
+    assert same_runs(tmp_path / "whole", tmp_path / "parts", steps)
+    assert not list((tmp_path / "parts").glob("*.tmp"))
+    print("kills landed in", {name: landed.count(name) for name in landed})
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("phase", ["start", "rollout", "backward", "update", "evaluation", "saving"])
+def test_a_signal_saves_says_how_to_resume_and_changes_nothing(folder, tmp_path, server, whole, number, phase):
+    """Also in the evaluation after a step that is then saved: the resumed run makes up for it."""
+    arguments = replaced(flags(folder, tmp_path / "out", "--steps", "4"), "--eval-every", "2")
+    server.start(arguments, rollout=0.05, backward=0.05, update=0.05, saving=0.05)
+    assert phase == "start" or server.reach("update") and server.reach("rollout")   # the second step: one is to be saved
+    assert server.reach("evaluation" if phase == "start" else phase)
+    server.kill(number)
+    assert server.wait() == 128 + number
+    log = server.log.read_text()
+    assert "Traceback" not in log and f"train.py {' '.join(arguments)} --resume" in log.splitlines()[-1]
+    path = tmp_path / "out" / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""             # in the evaluation before the first step
+    assert text.endswith("\n") or not text
+    done = max((json.loads(line)["step"] for line in text.splitlines()), default=0)
+    assert done == max(map(checkpoint.step_of, checkpoint.saved(tmp_path / "out")), default=0)
+    train.main([*arguments, "--resume"])
+    assert same_runs(whole, tmp_path / "out", 4)
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """Four steps, never stopped."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train.main(flags(folder, out, "--steps", "4"))
+    return out
+
+
+@posix
+def test_the_command_line_ends_by_a_signal_with_the_usual_status(folder, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *flags(folder, tmp_path / "out", "--steps", "1000", "--save-every", "900")]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out" / "metrics.jsonl").exists() or "loss" not in (tmp_path / "out" / "metrics.jsonl").read_text():
+        time.sleep(0.05)
+    run.terminate()
+    output, errors = run.communicate()
+    assert run.returncode == 143 and "to go on: python" in output.splitlines()[-1] and "Traceback" not in errors
+    assert checkpoint.damage(checkpoint.saved(tmp_path / "out")[-1]) == ""
+
+
+@posix
+def test_a_second_ctrl_c_stops_at_once_and_loses_nothing_already_saved(folder, tmp_path, server, whole):
+    arguments = flags(folder, tmp_path / "out", "--steps", "4", "--save-every", "1")
+    assert server.run([*arguments, "--steps", "2"]) == 0
+    server.start([*arguments, "--resume"], state=60)
+    assert server.reach("state")
+    server.kill(signal.SIGINT)
+    while "SIGINT" not in server.log.read_text():
+        time.sleep(0.01)
+    start = time.monotonic()
+    server.kill(signal.SIGINT)
+    assert server.wait() == -signal.SIGINT and time.monotonic() - start < 10
+    assert (tmp_path / "out" / "step-000003.tmp").is_dir()
+    train.main([*arguments, "--resume"])
+    assert same_runs(whole, tmp_path / "out", 4)
+
+
+# --- damaged checkpoints ---
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """A run of four steps that keeps the checkpoints of the last two."""
+    out = tmp_path_factory.mktemp("runs") / "trained"
+    train.main(flags(folder, out, "--steps", "4", "--save-every", "1"))
+    return out
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [cut, zero, flip, Path.unlink])
+@pytest.mark.parametrize("file", ["model/model.safetensors", "model/config.json", "state/state.pt", "manifest.json"])
+def test_a_damaged_checkpoint_is_named_passed_over_and_written_anew(folder, tmp_path, capsys, trained, harm, file):
+    out = shutil.copytree(trained, tmp_path / "out")
+    if (harm, file) == (cut, "manifest.json"):
+        cut(out / "step-000004" / file)                          # the newline alone is no loss
+    harm(out / "step-000004" / file)
+    assert checkpoint.damage(out / "step-000004")
+    train.main(flags(folder, out, "--steps", "4", "--save-every", "1", "--resume"))
+    said = capsys.readouterr().out
+    assert f"{out / 'step-000004'} is damaged and passed over ({file if file != 'manifest.json' else ''}" in said
+    assert f"resuming from {out / 'step-000003'}" in said and f"{out / 'step-000004'} was damaged and is written anew" in said
+    assert same_runs(trained, out, 4)
+    assert [checkpoint.damage(path) for path in checkpoint.saved(out)] == ["", ""]
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused_not_started_afresh(folder, tmp_path, capsys, trained):
+    out = shutil.copytree(trained, tmp_path / "out")
+    for path in checkpoint.saved(out):
+        cut(path / "state" / "state.pt")
+    before = sorted((path, path.stat().st_size) for path in out.rglob("*") if path.name != "lock")
+    assert "no checkpoint in" in refused(capsys, flags(folder, out, "--steps", "5", "--resume"))
+    assert before == sorted((path, path.stat().st_size) for path in out.rglob("*") if path.name != "lock")
+
+
+def test_whole_checkpoints_are_not_thrown_out_for_a_damaged_newer_one(folder, tmp_path, trained):
+    """--keep counts from the step that the run is at: the damaged step 4 is not one of the last two at step 3."""
+    out = shutil.copytree(trained, tmp_path / "out")
+    zero(out / "step-000004" / "manifest.json")
+    shutil.copytree(out / "step-000003", out / "step-000009")
+    zero(out / "step-000009" / "manifest.json")
+    train.main(flags(folder, out, "--steps", "4", "--save-every", "1", "--resume"))
+    assert [path.name for path in checkpoint.saved(out)] == ["step-000003", "step-000004", "step-000009"]
+
+
+def test_what_a_dead_run_left_half_saved_goes_at_the_next_save(folder, tmp_path, trained):
+    out = shutil.copytree(trained, tmp_path / "out")
+    shutil.copytree(out / "step-000004", out / "step-000007.tmp")
+    train.main(flags(folder, out, "--steps", "5", "--resume"))
+    assert not list(out.glob("*.tmp"))
+
+
+def test_lines_after_the_checkpoint_and_torn_lines_are_taken_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "text": "a\xe2\x80\xa8b"}\n{"step": 3}\n\0\0\0\n{"step": 2')
+    checkpoint.rewind(path, 2)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2, "text": "a\xe2\x80\xa8b"}\n'
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+# --- refused at resume ---
+
+@pytest.mark.parametrize("name, changed", [("train.jsonl", "--data"), ("eval.jsonl", "--eval-data")])
+def test_data_that_changed_since_the_checkpoint_is_refused(folder, tmp_path, capsys, name, changed):
+    data = shutil.copytree(folder, tmp_path / "data")
+    train.main(flags(data, tmp_path / "out", "--steps", "1"))
+    rows = [json.loads(line) for line in (data / name).read_text().splitlines()]
+    rows[5]["answer"] = "77"
+    (data / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = refused(capsys, flags(data, tmp_path / "out", "--resume"))
+    assert changed in line and "its rows are not those" in line and len(steps_of(tmp_path / "out")) == 3
+
+
+def test_another_evaluation_file_and_other_sizes_are_no_other_mathematics(folder, tmp_path, capsys):
+    train.main(flags(folder, tmp_path / "out", "--steps", "1"))
+    arguments = replaced(flags(folder, tmp_path / "out", "--steps", "2", "--micro-tokens", "64", "--resume"),
+                         "--eval-data", folder / "train.jsonl")
+    train.main(arguments)
+    assert [line["step"] for line in steps_of(tmp_path / "out") if "loss" in line] == [1, 2]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(folder, tmp_path, capsys, trained):
+    out = shutil.copytree(trained, tmp_path / "out")
+    with checkpoint.claim(out, resume=True):
+        assert f"in use by another run (process {os.getpid()})" in refused(capsys, flags(folder, out, "--resume"))
+        assert "is not empty" in refused(capsys, flags(folder, out))
+    with checkpoint.claim(tmp_path / "new", resume=False):       # a run that is still loading its model
+        assert "in use by another run" in refused(capsys, flags(folder, tmp_path / "new"))
+    train.main(flags(folder, out, "--steps", "5", "--resume"))
+
+
+@posix
+def test_the_lock_ends_with_its_process_though_the_sandbox_still_runs(tmp_path, server):
+    """SIGKILL in the middle of a program: neither the verifier's server nor the program may hold the lock on."""
+    code = f"""
+lock = checkpoint.claim(train.Path({str(tmp_path / "out")!r}), resume=False)
+print(verifiers.describe_isolation(), flush=True)
+answer = {{"type": "stdin", "tests": [{{"input": "", "output": "1"}}]}}
+verifiers.verify_code("```python\\nwhile True: pass\\n```", answer, time_limit=60)
+"""
+    server.start(code=code)
+    while not server.log.exists() or "code sandbox" not in server.log.read_text():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    with pytest.raises(ValueError, match="in use"):
+        checkpoint.claim(tmp_path / "out", resume=False)
+    server.kill()
+    server.wait()
+    checkpoint.claim(tmp_path / "out", resume=False).close()
+
+
+def test_a_system_without_file_locks_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "fcntl", None)
+    checkpoint.claim(tmp_path / "out", resume=False).close()
+    assert "no file locks here" in capsys.readouterr().out
+
+
+# --- disks ---
+
+@posix
+@pytest.mark.parametrize("limit, says", [(100_000, "cannot save"), (250_000, "cannot save"), (2_000, "cannot write")])
+def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stays(folder, tmp_path, server, limit, says):
+    """A limit on the size of files fails as a full disk does: in the weights, in the state, in the log."""
+    assert server.run(flags(folder, tmp_path / "out", "--steps", "1")) == 0
+    arguments = every(folder, tmp_path / "out", "--resume", steps=8)
+    if says == "cannot write":
+        (tmp_path / "out" / "samples.jsonl").unlink()            # too long already: refused before any work
+    assert server.run(arguments, limit=limit) == 1
+    last = server.log.read_text().splitlines()[-1]
+    assert "Traceback" not in server.log.read_text() and last.startswith("train.py: error:") and says in last
+    assert "File too large" in last                              # as the system words it, whoever wrote
+    assert [checkpoint.damage(path) for path in checkpoint.saved(tmp_path / "out")] == [""]
+    assert not list((tmp_path / "out").glob("*.tmp"))
+    assert server.run(arguments) == 0
+    assert [line["step"] for line in steps_of(tmp_path / "out") if "loss" in line] == list(range(1, 9))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_device_without_space_ends_the_run_in_one_line(folder, tmp_path, capsys, trained):
+    out = shutil.copytree(trained, tmp_path / "out")
+    (out / "metrics.jsonl").unlink()
+    (out / "metrics.jsonl").symlink_to("/dev/full")
+    assert_fault(capsys, flags(folder, out, "--steps", "5", "--resume"), "metrics.jsonl: No space left on device")
+
+
+def assert_fault(capsys, arguments, says):
+    """The run ends with status 1 and one line."""
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 1 and error.startswith("train.py: error:") and says in error
+    return error
+
+
+@pytest.mark.parametrize("at, says", [("train_step", "cannot write"), ("evaluate", "cannot write"), ("save", "cannot save")])
+def test_a_run_folder_that_is_gone_ends_the_run_in_one_line(folder, tmp_path, capsys, monkeypatch, at, says):
+    owner = checkpoint if at == "save" else train
+    original = getattr(owner, at)
+
+    def loses_the_folder(run, *args):
+        if run.done == 1 or at != "evaluate":
+            shutil.rmtree(run.out, ignore_errors=True)
+        return original(run, *args)
+
+    monkeypatch.setattr(owner, at, loses_the_folder)
+    assert_fault(capsys, every(folder, tmp_path / "out"), says)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_run_folder_ends_the_run_in_one_line(folder, tmp_path, capsys, trained):
+    out = shutil.copytree(trained, tmp_path / "out")
+    out.chmod(0o555)
+    try:
+        assert str(out) in refused(capsys, flags(folder, out, "--steps", "5", "--resume"))
+    finally:
+        out.chmod(0o755)
+
+
+def test_an_out_that_cannot_be_a_folder_is_refused_in_one_line(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert str(tmp_path / "file") in refused(capsys, flags(folder, tmp_path / "file"))
+    assert str(tmp_path / "file") in refused(capsys, flags(folder, tmp_path / "file" / "out"))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# --- numbers and memory ---
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_not_finite_is_never_trained_on(folder, tmp_path, capsys, monkeypatch, what):
+    backward, runs = mopd.backward, []
+
+    def poisoned(student, *args, **kwargs):
+        metrics = backward(student, *args, **kwargs)
+        runs.append(student)
+        if len(runs) == 2:
+            metrics["loss"] = float("nan") if what == "loss" else metrics["loss"]
+            next(student.parameters()).grad[0, 0] = float("inf") if what == "gradient" else 0.0
+        return metrics
+
+    monkeypatch.setattr(mopd, "backward", poisoned)
+    error = assert_fault(capsys, flags(folder, tmp_path / "out", "--save-every", "1"), "no update was made")
+    assert "failed-step-2.jsonl" in error
+    dumped = [json.loads(line) for line in (tmp_path / "out" / "failed-step-2.jsonl").read_text().splitlines()]
+    assert len(dumped) == 3 and all(len(line["attempts"]) == 4 for line in dumped)
+    assert [path.name for path in checkpoint.saved(tmp_path / "out")] == ["step-000001"]
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "step-000001" / "model").state_dict()
+    assert all(torch.equal(saved[name], value) for name, value in runs[-1].state_dict().items())
+    assert [line["step"] for line in steps_of(tmp_path / "out") if "loss" in line] == [1]
+
+
+def test_weights_that_are_not_finite_end_the_run_in_one_line(folder, tmp_path, capsys, monkeypatch):
+    update = mopd.Teacher.update
+
+    def poisoned(teacher, student, rate):
+        update(teacher, student, rate)
+        with torch.no_grad():
+            next(student.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(mopd.Teacher, "update", poisoned)
+    assert_fault(capsys, flags(folder, tmp_path / "out"), "the model's logits are not finite")
+
+
+def exhausted():
+    torch.empty(1 << 50)                                         # the allocator's own error, not an imitation
+
+
+@pytest.fixture
+def gradients(monkeypatch):
+    """The gradients of every step, as they reach the clipping."""
+    found, clip = [], torch.nn.utils.clip_grad_norm_
+    def keep(parameters, *args, **kwargs):
+        parameters = list(parameters)
+        found.append([p.grad.clone() for p in parameters])
+        return clip(parameters, *args, **kwargs)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", keep)
+    return found
+
+
+@pytest.mark.parametrize("fails", ["above 300 tokens", "in the middle of the step", "in generating"])
+def test_out_of_memory_halves_the_work_and_gives_the_same_gradient(folder, tmp_path, monkeypatch, gradients, fails):
+    arguments = flags(folder, tmp_path / "out", "--steps", "1", "--micro-tokens", "600", "--method", "sdpo")
+    train.main(arguments)
+    hidden_states, run, calls = mopd.hidden_states, rollout.Sampler.run, []
+
+    def hungry(model, prompts, completions):
+        calls.append(len(prompts) * max(len(p) + len(c) for p, c in zip(prompts, completions)))
+        if calls[-1] > 300 and fails.startswith("above") or len(calls) == 3 and fails.startswith("in the middle"):
+            exhausted()
+        return hidden_states(model, prompts, completions)
+
+    def hungry_run(self, prompts, counts, uniforms):
+        if sum(counts) > 5 and fails == "in generating":
+            exhausted()
+        return run(self, prompts, counts, uniforms)
+
+    monkeypatch.setattr(mopd, "hidden_states", hungry)
+    monkeypatch.setattr(rollout.Sampler, "run", hungry_run)
+    train.main(replaced(arguments, "--out", tmp_path / "hungry"))
+    plain, retried = ([line for line in steps_of(tmp_path / name) if "loss" in line][0] for name in ("out", "hungry"))
+    assert plain["oom_retries"] == 0 < retried["oom_retries"]
+    assert retried["loss"] == pytest.approx(plain["loss"], rel=1e-5) and retried["success"] == plain["success"]
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("owner, name, says", [(mopd, "hidden_states", "scoring"), (rollout.Sampler, "run", "generating")])
+def test_out_of_memory_with_one_rollout_alone_ends_the_run_in_one_line(folder, tmp_path, capsys, monkeypatch, owner, name, says):
+    monkeypatch.setattr(owner, name, lambda *args: exhausted())
+    arguments = [a for a in flags(folder, tmp_path / "out") if a != "--eval-data" and not a.endswith("eval.jsonl")]
+    monkeypatch.setattr(train, "generate", lambda *args, **kwargs: None)            # the check of the model at the start
+    error = assert_fault(capsys, arguments, f"out of memory in {says}")
+    assert "one rollout at a time" in error
+
+
+def test_other_errors_are_not_taken_for_want_of_memory():
+    def fails(size):
+        raise RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        checkpoint.within_memory(fails, 8, alone=lambda size: False, name="scoring tokens")
+
+
+# --- the verifier ---
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("victim", ["guard", "fork server"])
+def test_a_killed_sandbox_server_costs_no_verdict(victim):
+    """The guard that the trainer started, and its child that forks: that one's death was noticed too late."""
+    program = "```python\ndef f(x):\n    for i in range(300_000): pass\n    return 2 * x + {} * 0\n```"
+    answer = {"type": "functional", "entry_point": "f", "tests": [{"input": "2", "output": "4"}] * 2}
+    for delay in (0.05, 0.15, 0.25):
+        verifiers.describe_isolation()
+        guard = verifiers._server.process.pid
+        found = [guard] if victim == "guard" else children(guard)
+        assert len(found) == 1
+        timer = threading.Timer(delay, os.kill, (found[0], signal.SIGKILL))
+        timer.start()
+        verdicts = verifiers.verify_batch("code", [program.format(n) for n in range(16)], [answer] * 16)
+        timer.join()
+        assert all(verdict.correct for verdict in verdicts)
+
+
+def children(pid):
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    return [int(stat.split()[0]) for stat in stats if int(stat.rpartition(")")[2].split()[1]) == pid]
+
+
+# --- odd steps ---
+
+ODD = ("wrong", "right", "truncated", "empty", "identical")
+
+
+@pytest.mark.parametrize("method", [["--method", "mopd"], ["--peers", "positive"], ["--method", "sdpo"],
+                                    ["--method", "grpo"], ["--method", "rft"]], ids=lambda flags: flags[1])
+@pytest.mark.parametrize("odd", ODD)
+def test_a_step_of_one_kind_of_rollout_trains_on_what_there_is(folder, tmp_path, monkeypatch, odd, method):
+    generate = mopd.generate
+
+    def odd_rollouts(model, prompts, k, *, stop_ids, **options):
+        groups = generate(model, prompts, k, stop_ids=stop_ids, **options)
+        for group in groups:
+            for r in group:
+                written = {"empty": [], "identical": group[0].ids[:5]}.get(odd, r.ids[:5])
+                r.ids, r.stopped = written + stop_ids[:odd != "truncated"], odd != "truncated"
+                r.logprobs = [-1.0] * len(r.ids)
+        return groups
+
+    def verdicts(task, texts, answers):
+        assert odd != "empty" or not any(texts)
+        correct = odd in ("right", "truncated", "identical")
+        return [verifiers.Verdict(correct, None, "" if correct else "No.")] * len(texts)
+
+    monkeypatch.setattr(mopd, "generate", odd_rollouts)
+    monkeypatch.setattr(mopd, "verify_batch", verdicts)
+    train.main(flags(folder, tmp_path / "out", "--steps", "2", "--weight-decay", "0.5", *method))
+    for line in (line for line in steps_of(tmp_path / "out") if "loss" in line):
+        right = odd in ("right", "identical")
+        assert line["groups_all_right"] == 3 * right and line["groups_all_wrong"] == 3 * (not right)
+        assert line["truncated"] == 12 * (odd == "truncated")
+        learns = {"mopd": odd in ("wrong", "right", "identical"), "positive": right, "sdpo": odd != "truncated",
+                  "grpo": False, "rft": right}[method[1]]
+        assert line["unweighted"] == 12 * (not learns) and (line["grad_norm"] is None) == (not learns)
+    unmoved = same_weights(folder, tmp_path / "out" / "step-000002")
+    assert unmoved == (not learns)
