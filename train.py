@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 import mopd
+import report
 import tiny
 import verifiers
 from loss import DIVERGENCES
@@ -311,17 +312,6 @@ def append(path, record):
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def record_samples(path, step, attempts):
-    """One line per group: the texts, verdicts, peers (positions in the step) and teacher prompts of this step."""
-    for group in sorted({a.group for a in attempts}):
-        mates = [(i, a) for i, a in enumerate(attempts) if a.group == group]
-        problem = mates[0][1].problem
-        append(path, {"step": step, "problem": problem.key, "prompt": problem.prompt, "attempts": [
-            {"position": i, "text": a.text, "stopped": a.rollout.stopped, "correct": a.verdict.correct,
-             "answer": a.verdict.answer, "feedback": a.verdict.feedback, "successes": a.peers.successes,
-             "failures": a.peers.failures, "teacher_prompt": a.teacher_text, "weight": a.weight} for i, a in mates]})
-
-
 def save(run, step):
     """Write OUT/step-N: model/, an ordinary save_pretrained folder, and state/. Older ones than the last --keep go."""
     final, staging = run.out / f"step-{step:06d}", run.out / f"step-{step:06d}.tmp"
@@ -367,8 +357,8 @@ def read_lines(path) -> list[dict]:
 
 
 def rewind(run):
-    """Take what came after the checkpoint out of metrics.jsonl and samples.jsonl: the run will write it again."""
-    for path in (run.out / "metrics.jsonl", run.out / "samples.jsonl"):
+    """Take what came after the checkpoint out of the run's records: the run will write it again."""
+    for path in (run.out / "metrics.jsonl", run.out / "samples.jsonl", run.out / "tokens.jsonl"):
         kept = [record for record in read_lines(path) if run.done and record["step"] <= run.done]
         path.unlink(missing_ok=True)
         for record in kept:
@@ -401,8 +391,12 @@ def evaluate(run) -> dict:
             "eval_pass_at_k": sum(any(a.success for a in g) for g in groups) / len(groups), "eval_k": k}
 
 
+def is_evaluated(settings, step) -> bool:
+    return step % settings.eval_every == 0 or step == settings.steps
+
+
 def train_step(run, step):
-    """(metrics, attempts) of one step, the update of optimizer and teacher included."""
+    """(metrics, attempts, token view) of one step, the update of optimizer and teacher included."""
     s, seed, seconds, cuts = run.settings, sampler_seed(run.settings, step), {}, {}
     attempts = mopd.sample(run.student, run.tokenizer, batch_of(run.train, step, s), k=s.rollouts, task=s.task,
                            seed=seed, max_new_tokens=s.max_new_tokens, temperature=s.temperature,
@@ -411,6 +405,7 @@ def train_step(run, step):
     if s.teaches:
         cuts = mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens,
                                    longest=mopd.max_length(run.teacher.model))
+    view = report.token_view(run, step, attempts, seed=seed, seconds=seconds) if is_evaluated(s, step) else []
     run.optimizer.zero_grad(set_to_none=True)
     run.student.train(s.gradient_checkpointing)         # otherwise eval mode: dropout would part it from the sampler
     metrics = mopd.backward(run.student, run.teacher, attempts, method=s.method, divergence=s.divergence,
@@ -426,66 +421,13 @@ def train_step(run, step):
         run.optimizer.step()
         run.teacher.update(run.student, s.ema_rate)
     return {"step": step, **metrics, **mopd.describe(attempts), **cuts, "grad_norm": grad_norm, "lr": lr,
-            "seconds": {name: round(value, 4) for name, value in seconds.items()}}, attempts
-
-
-def announce(run):
-    """The run's arithmetic, before any work."""
-    s, mega = run.settings, 2**20
-    parameters, vocabulary = sum(p.numel() for p in run.student.parameters()), len(mopd.head(run.student))
-    copies, rows = 4 + (run.teacher.kind in ("ema", "frozen")), s.problems * s.rollouts
-    print(f"{s.method}{f' ({s.peers})' if s.peers else ''} on {s.task}: {s.model}, {parameters / 1e6:.1f}M parameters, "
-          f"{s.device} in {s.dtype}; {len(run.train)} training and {len(run.held_out)} evaluation problems")
-    print(f"{s.steps} steps of {s.problems} problems x {s.rollouts} rollouts = {rows} rollouts, "
-          f"at most {rows * s.max_new_tokens:,} new tokens a step")
-    print(f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} {parameters * 4 * copies / mega:,.0f} "
-          f"MiB; all logits of a step would be {rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, "
-          f"256 tokens of it, a chunk of the loss, are {256 * vocabulary * 4 / mega:,.1f} MiB")
-    if s.task == "code":
-        print(verifiers.describe_isolation())
-    print(f"run folder: {run.out}")
-
-
-def line_of(m) -> str:
-    number = lambda value, form: "-" if value is None else format(value, form)
-    odd = "".join(f"  {name} {m[name]}" for name in ("peers_shortened", "peers_dropped", "empty_slots") if m.get(name))
-    return (f"step {m['step']:4d}  loss {m['loss']:.4f}  success {m['success']:.3f}  groups mixed/right/wrong "
-            f"{m['groups_mixed']}/{m['groups_all_right']}/{m['groups_all_wrong']}  unweighted {m['unweighted']}  "
-            f"truncated {m['truncated']}  length {m['mean_completion_length']:.1f}  "
-            f"|g| {number(m['grad_norm'], '.3f')}  {sum(m['seconds'].values()):.1f}s{odd}")
-
-
-def example_of(attempts):
-    """(a success, a failure) of one group, None where there is no mixed group."""
-    for failure in attempts:
-        success = next((a for a in attempts if a.group == failure.group and a.success), None)
-        if success and not failure.success:
-            return success, failure
-    return None
-
-
-def summarise(run, example):
-    """The end of a run: a group and what its teacher read, before and after, where things are, what to try next."""
-    if example:
-        success, failure = example
-        print(f"--- a problem\n{failure.problem.prompt}\n--- a success\n{success.text}\n--- a failure\n{failure.text}")
-        if failure.teacher_text:
-            print(f"--- what the teacher read before it scored this failure token by token\n{failure.teacher_text}")
-        print("---")
-    evaluations = [record for record in read_lines(run.out / "metrics.jsonl") if "eval_k" in record]
-    if evaluations:
-        first, last = evaluations[0], evaluations[-1]
-        for name in ("mean", "pass"):
-            before, after = first[f"eval_{name}_at_k"], last[f"eval_{name}_at_k"]
-            print(f"held-out {name}@{last['eval_k']}: {before:.3f} at step {first['step']}, "
-                  f"{after:.3f} at step {last['step']}")
-    print(f"metrics, samples and checkpoints: {run.out}")
-    print("next: another --task, --peers positive, --method grpo, or your own --model and --data (README.md)")
+            "seconds": {name: round(value, 4) for name, value in seconds.items()}}, attempts, view
 
 
 def train(run):
     """The loop."""
     s, example = run.settings, None
+    look = report.monitor(report.read_records(run.out / "metrics.jsonl"))
 
     def evaluate_now(step):
         record = {"step": step, **evaluate(run)}
@@ -496,17 +438,20 @@ def train(run):
     if run.held_out and not run.done:
         evaluate_now(0)
     for step in tqdm(range(run.done + 1, s.steps + 1), desc="steps", initial=run.done, total=s.steps, disable=None):
-        metrics, attempts = train_step(run, step)
-        example = example_of(attempts) or example
+        metrics, attempts, view = train_step(run, step)
+        example = report.example_of(attempts) or example
         append(run.out / "metrics.jsonl", metrics)
-        tqdm.write(line_of(metrics))
-        if step % s.eval_every == 0 or step == s.steps:
-            record_samples(run.out / "samples.jsonl", step, attempts)
+        for line in (report.line_of(metrics), *look(metrics)):
+            tqdm.write(line)
+        if is_evaluated(s, step):
+            for name, records in (("samples", report.sample_records(step, attempts)), ("tokens", view)):
+                for record in records:
+                    append(run.out / f"{name}.jsonl", record)
             if run.held_out:
                 evaluate_now(step)
         if step % s.save_every == 0 or step == s.steps:
             save(run, step)
-    summarise(run, example)
+    report.summarise(run, example)
 
 
 def main(arguments=None):
@@ -521,7 +466,7 @@ def main(arguments=None):
     run.out.mkdir(parents=True, exist_ok=True)
     rewind(run)
     (run.out / "config.json").write_text(json.dumps(dataclasses.asdict(settings), indent=1) + "\n", "utf-8")
-    announce(run)
+    report.announce(run)
     train(run)
 
 
