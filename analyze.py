@@ -1,15 +1,15 @@
 """Before and after training: does the teacher's signal agree with the verifier, will MOPD help here, what did a run do?
 
-    python analyze.py signal --task math                # agreement of the teacher's scores with the verdicts, by context
-    python analyze.py preflight --task math             # before any training: will it help this model on these problems?
-    python analyze.py report OUT [OUT2 ...]             # OUT/report.html: curves of the runs, tokens coloured by the teacher
-    python analyze.py show OUT --step 30                # one group of these tokens in the terminal
+    python analyze.py signal --task math           # do the teacher's scores agree with the verdicts? context by context
+    python analyze.py preflight --task math        # before any training: will it help this model on these problems?
+    python analyze.py report OUT [OUT2 ...]        # OUT/report.html: curves of the runs, tokens coloured by the teacher
+    python analyze.py show OUT --step 30           # one group of these tokens in the terminal
 
 signal and preflight take every flag of train.py; --out FILE writes their numbers as JSON. Stands on top of all other
 files: models, data and rollouts come from train.py and mopd.py, the page from report.py.
 
-Score of a rollout: the teacher's mean token log-probability, or its log-ratio to what it was without peers. Agreement is
-measured within prompts, because scores of different problems do not compare.
+Score of a rollout: the teacher's mean token log-probability, or its log-ratio to what it was without peers. Agreement
+is measured within prompts, because scores of different problems do not compare.
 """
 
 import argparse
@@ -32,11 +32,13 @@ from report import grouped
 from rollout import generate
 from verifiers import verify_batch
 
-SIGNAL = {"none": (0, 0), "1 success": (1, 0), "2 successes": (2, 0), "1 failure": (0, 1), "1 + 1": (1, 1), "2 + 1": (2, 1)}
+SIGNAL = {"none": (0, 0), "1 success": (1, 0), "2 successes": (2, 0), "1 failure": (0, 1), "1 + 1": (1, 1),
+          "2 + 1": (2, 1)}                                   # successes, failures
 CONTROLS = ("random", "unrelated", "success_only")           # the three slots of 2 + 1, filled as in mopd.py's controls
 # Leave-one-out in a group that has no more than the context shows: what a success and what a failure would read there.
 LEAVE_ONE_OUT = {"1 success": ("none", "1 success"), "2 successes": ("1 success", "2 successes"),
-                 "1 failure": ("1 failure", "none"), "1 + 1": ("1 failure", "1 success"), "2 + 1": ("1 + 1", "2 successes")}
+                 "1 failure": ("1 failure", "none"), "1 + 1": ("1 failure", "1 success"),
+                 "2 + 1": ("1 + 1", "2 successes")}
 MEASURES = ("AUC", "pairs", "Spearman", "Kendall", "top-1", "AUC, like length")
 
 
@@ -72,7 +74,7 @@ def spearman(x, y) -> float:
 
 def kendall(x, y) -> float:
     """Kendall's tau-b."""
-    return correlation(*(numpy.sign(numpy.subtract.outer(v, v)) for v in (numpy.asarray(x, float), numpy.asarray(y, float))))
+    return correlation(*(numpy.sign(numpy.subtract.outer(v, v)) for v in (ranks(x), ranks(y))))
 
 
 def top_hit(scores, verdicts) -> float:
@@ -139,7 +141,8 @@ def draw_peers(attempts, contexts, seed) -> tuple[dict[str, dict], list[list[int
         mixture = draw(mates, 3 * ("random" in contexts))
         strangers = draw([i for i in usable if attempts[i].success and attempts[i].group != group], 3)
         rest = [i for i in mates if i not in {*right, *wrong, *mixture}]
-        full = (len(right), len(wrong), len(strangers) == 3 or "unrelated" not in contexts) == (n_success, n_failure, True)
+        full = len(right) == n_success and len(wrong) == n_failure and (
+            len(strangers) == 3 or "unrelated" not in contexts)
         if full and len({attempts[i].success for i in rest}) == 2:
             scored.append(rest)
             shown = {c: (right[:n], wrong[:m]) for c, (n, m) in SIGNAL.items()} | {
@@ -184,6 +187,7 @@ def measure_signal(run, attempts, *, contexts=(*SIGNAL, *CONTROLS), resamples=20
         columns = [agreement(*zip(*((score[i], attempts[i].success, length[i]) for i in mates))) for mates in groups]
         return {m: resampled(*zip(*(column[m] for column in columns)), draws) for m in MEASURES}
 
+    auc = lambda score: interval(*measures(score)["AUC"])
     tables, differences = {}, {}
     for kind in ("log-probability", "log-ratio"):
         base = {i: float(readings["none"][i].teacher.mean()) * (kind == "log-ratio") for i in flat}
@@ -193,30 +197,35 @@ def measure_signal(run, attempts, *, contexts=(*SIGNAL, *CONTROLS), resamples=20
         for c in table:
             if set(LEAVE_ONE_OUT.get(c, ("",))) <= set(contexts):
                 reads = dict(zip((True, False), LEAVE_ONE_OUT[c]))
-                table[c]["leave-one-out"] = interval(*measures({i: score[reads[attempts[i].success]][i] for i in flat})["AUC"])
+                table[c]["leave-one-out"] = auc({i: score[reads[attempts[i].success]][i] for i in flat})
             table[c]["strongest tenth"], table[c]["position"] = where([readings[c][i].divergence for i in flat])
         differences[kind] = {f"{b} - {a}": interval(*(y - x for x, y in zip(found[a]["AUC"], found[b]["AUC"])))
                              for a, b in itertools.combinations(found, 2)}
-    copy = lambda i: any(attempts[i].text == attempts[j].text for p in peers.values() for j in p[i].successes + p[i].failures)
-    return {"prompts": len(grouped(attempts)), "prompts_used": len(groups), "rollouts_used": len(flat), "resamples": resamples,
-            "chance": float(numpy.mean([numpy.mean([attempts[i].success for i in mates]) for mates in groups])),
-            "copies": sum(map(copy, flat)) / len(flat), "shorter is better": interval(*measures({i: -length[i] for i in flat})["AUC"]),
-            "tables": tables, "AUC differences": differences}
+    shown = lambda i: {attempts[j].text for chosen in peers.values() for j in chosen[i].successes + chosen[i].failures}
+    right = [[attempts[i].success for i in mates] for mates in groups]
+    return {"prompts": len(grouped(attempts)), "prompts_used": len(groups), "rollouts_used": len(flat),
+            "chance": float(numpy.mean([sum(v) / len(v) for v in right])), "resamples": resamples,
+            "copies": sum(attempts[i].text in shown(i) for i in flat) / len(flat),
+            "shorter is better": auc({i: -length[i] for i in flat}), "tables": tables, "AUC differences": differences}
 
 
 def print_signal(result):
     cell = lambda x: "-" if x is None or x[0] is None else f"{x[0]:.2f} [{x[1]:.2f}, {x[2]:.2f}]"
-    print(f"{result['prompts_used']} of {result['prompts']} prompts used, {result['rollouts_used']} rollouts, the same for "
-          f"every context; {result['chance']:.2f} of them right (top-1 by chance); AUC of shortness alone "
-          f"{cell(result['shorter is better'])}; {result['copies']:.0%} have the text of a peer shown to them in some context")
-    columns = ("AUC", "AUC, like length", "leave-one-out", "pairs", "Spearman", "Kendall", "top-1")
+    print(f"{result['prompts_used']} of {result['prompts']} prompts and {result['rollouts_used']} rollouts, the same "
+          f"for every context, {result['chance']:.2f} of them right.\nAUC of shortness alone "
+          f"{cell(result['shorter is better'])}; {result['copies']:.0%} have the text of a peer of some context.")
+    wide, narrow = ("AUC", "AUC, like length", "leave-one-out"), ("pairs", "Spearman", "Kendall", "top-1")
     for kind, table in result["tables"].items():
-        print(f"\n{kind:16s}" + "".join(f"{name:>20s}" for name in columns) + "  strongest tenth  position")
+        print(f"\n{kind:16s}" + "".join(f"{name:>19s}" for name in wide)
+              + "".join(f"{name:>9s}" for name in narrow) + " strongest  position")
         for c, row in table.items():
-            print(f"{c:16s}" + "".join(f"{cell(row.get(name)):>20s}" for name in columns)
-                  + f"{row['strongest tenth']:17.2f}{row['position']:10.2f}")
-        print("AUC, paired: " + "; ".join(f"{name} {cell(x)}" for name, x in result["AUC differences"][kind].items()
-                                          if "2 + 1" in name or name.endswith("- none")))
+            print(f"{c:16s}" + "".join(f"{cell(row.get(name)):>19s}" for name in wide)
+                  + "".join(f"{row[name][0]:9.2f}" for name in narrow)
+                  + f"{row['strongest tenth']:10.2f}{row['position']:10.2f}")
+        print("AUC, paired:")
+        for name, x in result["AUC differences"][kind].items():
+            if "2 + 1" in name or name.endswith("- none"):
+                print(f"  {name:28s}{cell(x)}")
 
 
 def sample_groups(run) -> list[mopd.Attempt]:
@@ -231,8 +240,8 @@ def sample_groups(run) -> list[mopd.Attempt]:
 
 DOUBTS = (                                       # (when, what to do), filled in from the numbers of `preflight`
     (lambda r: r["all_wrong"] > 0.75, "groups are {all_wrong:.0%} all-wrong: easier problems or larger --rollouts"),
-    (lambda r: r["all_right"] > 0.75, "groups are {all_right:.0%} all-right, so little is left to learn: harder problems"),
-    (lambda r: r["truncated"] > 0.25, "{truncated:.0%} of the rollouts are cut and teach nothing: raise --max-new-tokens"),
+    (lambda r: r["all_right"] > 0.75, "groups are {all_right:.0%} all-right, little is left to learn: harder problems"),
+    (lambda r: r["truncated"] > 0.25, "{truncated:.0%} of the rollouts are cut and no use: raise --max-new-tokens"),
     (lambda r: r["weighted"] < 0.5, "only {weighted:.0%} of the rollouts have a peer to learn from: larger --rollouts"),
     (lambda r: r["teacher_gain"] is not None and r["teacher_gain"] < 0.02,
      "the teacher gains nothing from what it reads ({teacher_gain:+.2f}): a larger model or another prompt"),
@@ -242,64 +251,77 @@ DOUBTS = (                                       # (when, what to do), filled in
 )
 
 
+def mean(values):
+    """The mean of a list, None of an empty one."""
+    return sum(values) / len(values) if values else None
+
+
 def teacher_success(run, copies, *, per_group=2) -> dict[int, float]:
-    """{group: success rate of the teacher that writes an answer itself after what it reads}, for groups with a context."""
+    """{group: success rate of the teacher that writes answers itself after what it reads}, where it reads anything."""
     s, rows = run.settings, []
     for mates in grouped(copies):
         rows += [a for a in mates if a.weight][:per_group]
-    groups = generate(run.teacher.model, [a.teacher_ids for a in rows], 1, max_new_tokens=s.max_new_tokens,
-                      stop_ids=mopd.stop_ids(run.teacher.model, run.teacher.tokenizer), temperature=s.temperature, seed=s.seed)
-    rollouts = [r for group in groups for r in group]
+    groups = generate(run.teacher.model, [a.teacher_ids for a in rows], 1, max_new_tokens=s.max_new_tokens, seed=s.seed,
+                      stop_ids=mopd.stop_ids(run.teacher.model, run.teacher.tokenizer), temperature=s.temperature)
+    rollouts = [rollout for group in groups for rollout in group]
     texts = [mopd.completion_text(run.tokenizer, r.ids[:-1] if r.stopped else r.ids) for r in rollouts]
-    right = [v.correct and r.stopped for v, r in zip(verify_batch(s.task, texts, [a.problem.answer for a in rows]), rollouts)]
-    return {mates[0][0].group: sum(ok for _, ok in mates) / len(mates)
-            for mates in grouped(list(zip(rows, right)), of=lambda pair: pair[0].group)}
+    verdicts = verify_batch(s.task, texts, [a.problem.answer for a in rows])
+    right = {}
+    for a, rollout, verdict in zip(rows, rollouts, verdicts):
+        right.setdefault(a.group, []).append(verdict.correct and rollout.stopped)
+    return {group: mean(found) for group, found in right.items()}
+
+
+def teacher_table(run, versions, student) -> dict[str, dict]:
+    """By context: success of the teacher that writes after it, of the teacher without peers and of the student, all on
+    the problems where there is such a context."""
+    rates = {c: teacher_success(run, copies) for c, copies in versions.items()}
+    return {c: {"problems": len(rate), "teacher": mean(list(rate.values())),
+                "student": mean([student[g] for g in rate]),
+                "bare": mean([rates["none"][g] for g in rate if g in rates["none"]])} for c, rate in rates.items()}
 
 
 def preflight(run, attempts) -> dict:
-    """What can be known before training, from the rollouts of one step; `doubts` are the reasons not to train like this.
+    """What can be known before training, from the rollouts of one step; `doubts` are the reasons not to train so.
 
-    `predicted_gain`: the share of rollouts with a weight times how much more often the teacher is right, where it writes
-    the answer itself after what it reads, than the student is on the same problems. `gap`: mean log teacher - log
-    student on the student's tokens (arXiv 2605.30070 finds that it predicts the final gain).
+    `predicted_gain`: the share of rollouts with a weight, times how much more often the teacher is right, where it
+    writes the answer itself after what it reads, than the student is on the same problems. `gap`: mean log teacher -
+    log student on the student's tokens (arXiv 2605.30070 finds that it predicts the final gain).
     """
-    s, groups, seed = run.settings, grouped(attempts), train.sampler_seed(run.settings, 1)
+    s, seed = run.settings, train.sampler_seed(run.settings, 1)
     mopd.plan(attempts, method=s.method, peers=s.peers, feedback=s.feedback, seed=seed)
     mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens, longest=mopd.max_length(run.teacher.model))
-    own = {"opd": "none", "sdpo": "sdpo"}.get(s.method, s.peers)
-    versions = report.with_contexts(run, attempts, seed)
-    student = {mates[0].group: sum(a.success for a in mates) / len(mates) for mates in groups}
-    rates = {c: teacher_success(run, copies) for c, copies in versions.items()}
-    mean = lambda values: sum(values) / len(values) if len(values) else None
-    teacher = {c: {"problems": len(rate), "teacher": mean(list(rate.values())), "student": mean([student[g] for g in rate]),
-                   "teacher_bare": mean([rates["none"][g] for g in rate])} for c, rate in rates.items()}
-    readings = [r for r in report.read_tokens(run.student, run.teacher, versions[own], temperature=s.temperature,
+    student = {mates[0].group: mean([a.success for a in mates]) for mates in grouped(attempts)}
+    teacher = teacher_table(run, report.with_contexts(run, attempts, seed), student)
+    readings = [r for r in report.read_tokens(run.student, run.teacher, attempts, temperature=s.temperature,
                                               budget=s.micro_tokens, autocast=run.autocast) if r]
     tokens = lambda name: numpy.concatenate([getattr(r, name) for r in readings] or [numpy.zeros(1)])
     try:
-        signal = measure_signal(run, attempts, contexts=("none", "1 + 1"), resamples=1000)
-    except ValueError:
-        signal = None
-    lead = teacher[own]["teacher"] - teacher[own]["student"] if teacher[own]["problems"] else None
-    weighted = mean([float(a.weight > 0) for a in attempts])
-    result = {"success": mean(list(student.values())), "mixed": mean([0 < x < 1 for x in student.values()]),
-              "all_wrong": mean([x == 0 for x in student.values()]), "all_right": mean([x == 1 for x in student.values()]),
-              "truncated": mean([not a.rollout.stopped for a in attempts]), "weighted": weighted, "teacher": teacher,
-              "context": own, "teacher_gain": lead, "predicted_gain": weighted * lead if lead is not None else 0.0,
-              "gap": float((tokens("teacher") - tokens("student")).mean()), "divergence": float(tokens("divergence").mean()),
-              "auc": signal and signal["tables"]["log-ratio"]["1 + 1"]["AUC"], "auc_prompts": signal and signal["prompts_used"]}
+        signal = measure_signal(run, attempts, contexts=("none", "1 + 1"))
+    except ValueError:                                           # too few prompts: print_preflight says so
+        signal = {}
+    own = teacher["none" if s.method == "opd" else s.peers or s.method]
+    lead = own["teacher"] - own["student"] if own["problems"] else None
+    rates, weighted = list(student.values()), mean([a.weight > 0 for a in attempts])
+    result = {"success": mean(rates), "mixed": mean([0 < x < 1 for x in rates]),
+              "all_wrong": mean([x == 0 for x in rates]), "all_right": mean([x == 1 for x in rates]),
+              "truncated": mean([not a.rollout.stopped for a in attempts]), "weighted": weighted,
+              "teacher": teacher, "teacher_gain": lead, "predicted_gain": weighted * (lead or 0.0),
+              "gap": float((tokens("teacher") - tokens("student")).mean()),
+              "divergence": float(tokens("divergence").mean()), "auc_prompts": signal.get("prompts_used"),
+              "auc": signal["tables"]["log-ratio"]["1 + 1"]["AUC"] if signal else None}
     return result | {"doubts": [text.format(**result) for when, text in DOUBTS if when(result)]}
 
 
 def print_preflight(r):
     print(f"student: {r['success']:.3f} right; groups {r['mixed']:.0%} mixed, {r['all_wrong']:.0%} all wrong, "
-          f"{r['all_right']:.0%} all right; {r['truncated']:.0%} truncated; {r['weighted']:.0%} of the rollouts have a context")
+          f"{r['all_right']:.0%} all right; {r['truncated']:.0%} truncated; {r['weighted']:.0%} have peers")
     for c, x in r["teacher"].items():
         if x["problems"]:
-            print(f"teacher that reads {c:12s} writes {x['teacher']:.3f} right, {x['teacher_bare']:.3f} without peers, the "
-                  f"student {x['student']:.3f}, on the {x['problems']} problems where it has something to read")
-    print(f"on the student's tokens, {r['context']}: log teacher - log student {r['gap']:+.3f} on average, divergence "
-          f"{r['divergence']:.4f}; AUC of the log-ratio after 1 success + 1 failure "
+            print(f"teacher that reads {c:12s} {x['teacher']:.3f} right when it writes itself, on {x['problems']} "
+                  f"problems (without peers {x['bare']:.3f}, the student {x['student']:.3f})")
+    print(f"on the student's tokens: log teacher - log student {r['gap']:+.3f} on average, divergence "
+          f"{r['divergence']:.4f}; AUC after 1 success + 1 failure "
           + ("unknown: too few groups with successes and failures to spare" if r["auc"] is None else
              f"{r['auc'][0]:.2f} [{r['auc'][1]:.2f}, {r['auc'][2]:.2f}] over {r['auc_prompts']} prompts"))
     print(f"success that the student could take over from its teacher: {r['predicted_gain']:+.3f}")
@@ -319,7 +341,8 @@ def parse(arguments):
     group.add_argument("folder", metavar="OUT")
     group.add_argument("--step", type=int, help="a step that was evaluated (default: the last)")
     group.add_argument("--context", default="contrastive", help="what the teacher reads (default contrastive)")
-    for name, help in (("signal", "agreement of the teacher's scores with the verdicts"), ("preflight", "will it help here?")):
+    for name, help in (("signal", "do the teacher's scores agree with the verdicts?"),
+                       ("preflight", "will training help this model on these problems?")):
         one = commands.add_parser(name, help=help, allow_abbrev=False, epilog="and every flag of train.py but --out")
         one.add_argument("--out", type=Path, help="write the numbers to this JSON file")
         if name == "signal":

@@ -5,9 +5,11 @@ The token view shows every token of some rollouts coloured by what the teacher t
     log teacher(y_t | problem, peers, y_<t) - log student(y_t | problem, y_<t)
 
 with the peers that training would choose, context by context. `token_view` records it, `write_report` puts it and the
-curves of one or more runs into report.html, `show` prints it in the terminal. Uses mopd.py, peer_context.py and loss.py;
-knows nothing of data files, optimizers or checkpoints. Command line: python analyze.py report OUT, python analyze.py
-show OUT --step 30.
+curves of one or more runs into report.html, `show` prints it in the terminal. Needs a run's metrics.jsonl and
+tokens.jsonl, mopd.py and loss.py; knows nothing of data files, optimizers or checkpoints.
+
+    python analyze.py report OUT [OUT2 ...]
+    python analyze.py show OUT --step 30
 """
 
 import collections
@@ -33,8 +35,8 @@ import verifiers
 from loss import distill_loss
 
 VIEW_GROUPS, VIEW_TOKENS = 3, 400                # groups of an evaluated step in the token view; tokens of each rollout
-CONTEXTS = {"none": dict(method="opd"), "positive": dict(method="mopd", peers="positive"),
-            "contrastive": dict(method="mopd", peers="contrastive")}       # what the teacher reads, as arguments of plan
+CONTEXTS = {"none": dict(method="opd"), "positive": dict(method="mopd", peers="positive"),          # for mopd.plan
+            "contrastive": dict(method="mopd", peers="contrastive")}
 PAGE_BYTES = 4_500_000                           # token data beyond this stay out of the page, oldest first
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -116,10 +118,10 @@ def summarise(run, example):
 
 def read_records(path) -> list[dict]:
     """The records of a JSON Lines file; what cannot be read is left out and counted: a broken run is looked at, too."""
-    records, lost = [], 0
-    for line in Path(path).read_bytes().split(b"\n") if Path(path).is_file() else ():
+    records, lost, finite = [], 0, lambda text: value if math.isfinite(value := float(text)) else None
+    for line in filter(bytes.strip, Path(path).read_bytes().split(b"\n") if Path(path).is_file() else ()):
         try:
-            records += [json.loads(line.decode("utf-8"), parse_constant=lambda name: None)] if line.strip() else []
+            records.append(json.loads(line.decode("utf-8"), parse_constant=finite, parse_float=finite))
         except (ValueError, RecursionError):
             lost += 1
     kept = [r for r in records if isinstance(r, dict) and isinstance(r.get("step"), int)]
@@ -131,36 +133,42 @@ def read_records(path) -> list[dict]:
 # --- monitors ---
 
 WINDOW = 5                                       # steps over which "now" and "at the start" are averaged
-stuck = lambda now, start: now["success"] < start["success"] + 0.1      # fewer distinct answers are fine if they are right
-MONITORS = {                                     # metric: (what is a collapse, its usual cause)
-    "distinct_answers": (lambda now, start, x, y: x < y / 2 and stuck(now, start),
+# metric: (what is a collapse, from its values now and at the start and whether success has risen by 0.1; usual cause)
+MONITORS = {
+    "distinct_answers": (lambda now, start, better: now < start / 2 and not better,
                          "the rollouts of a group agree without being right: lower --lr, more --rollouts"),
-    "distinct_texts": (lambda now, start, x, y: x < y / 2 and stuck(now, start),
-                       "the rollouts of a group have become copies of each other: lower --lr, a slower or frozen teacher"),
-    "group_pass": (lambda now, start, x, y: x < y - 0.2,
+    "distinct_texts": (lambda now, start, better: now < start / 2 and not better,
+                       "the rollouts of a group are copies of each other: lower --lr, a slower or frozen teacher"),
+    "group_pass": (lambda now, start, better: now < start - 0.2,
                    "fewer problems are solved by any rollout: the student forgets; lower --lr or --ema-rate"),
-    "length_p95": (lambda now, start, x, y: x > 2 * y or x < y / 4,
-                   "completions run away or shrink: see whether the teacher's peers do, and --peer-tokens"),
-    "truncated_share": (lambda now, start, x, y: x > 0.25 and x > y + 0.1,
-                        "completions do not come to an end, and those that are cut teach nobody: raise --max-new-tokens"),
-    "leak_share": (lambda now, start, x, y: x > 0.05 and x > 2 * y,
-                   "completions speak of peers that they never saw: the teacher's manner is copied, not its knowledge"),
-    "sampled_entropy": (lambda now, start, x, y: x < y / 5 and stuck(now, start),
-                        "the student is sure of itself and no better: lower --lr, --divergence forward"),
-    "teacher_gap": (lambda now, start, x, y: abs(x) > 5 * abs(y) + 0.05 or abs(x) < abs(y) / 20 and now["success"] < 0.9,
-                    "the teacher says what the student says already (an EMA that follows too fast), or they have parted"),
+    "length_p95": (lambda now, start, better: now > 2 * start or now < start / 4,
+                   "completions run away or shrink: see whether the peers in samples.jsonl do, too"),
+    "truncated_share": (lambda now, start, better: now > 0.25 and now > start + 0.1,
+                        "completions no longer end, and one that is cut teaches nobody: raise --max-new-tokens"),
+    "leak_share": (lambda now, start, better: now > 0.05 and now > 2 * start,
+                   "completions speak of peers they never saw: the student copies the teacher's manner"),
+    "sampled_entropy": (lambda now, start, better: now < start / 5 and not better,
+                        "the student is sure of itself and no better: lower --lr, or --divergence forward"),
+    "teacher_gap": (lambda now, start, better: now < 5 * start - 0.05 or now > start / 20 and start < 0 and not better,
+                    "teacher and student have parted, or say the same before anything was learnt: see --ema-rate"),
 }
 
 
-def derived(m) -> dict:
-    """The metrics of a step with the shares that its counts imply."""
+def is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def derived(metrics) -> dict:
+    """The metrics of a step with the shares that its counts imply; what is not there is left out."""
+    m = {name: value for name, value in metrics.items() if is_number(value)}
     groups = sum(m.get(f"groups_{kind}", 0) for kind in ("mixed", "all_right", "all_wrong"))
-    rollouts = m["completion_tokens"] / m["mean_completion_length"] if m.get("mean_completion_length") else None
-    share = lambda name, of: m[name] / of if of and name in m else None
-    return m | {"group_pass": 1 - m["groups_all_wrong"] / groups if groups and "groups_all_wrong" in m else None,
-                **{f"{name}_share": share(f"groups_{name}", groups) for name in ("mixed", "all_right", "all_wrong")},
-                **{f"{name}_share": share(key, rollouts) for name, key in
-                   (("truncated", "truncated"), ("leak", "leaks"), ("unweighted", "unweighted"), ("lone", "lone_success"))}}
+    rollouts = m.get("completion_tokens", 0) / (m.get("mean_completion_length") or 1)
+    parts = [("mixed_share", "groups_mixed", groups), ("all_right_share", "groups_all_right", groups),
+             ("all_wrong_share", "groups_all_wrong", groups), ("truncated_share", "truncated", rollouts),
+             ("leak_share", "leaks", rollouts), ("unweighted_share", "unweighted", rollouts),
+             ("lone_share", "lone_success", rollouts)]
+    m |= {share: m[name] / of for share, name, of in parts if name in m and of}
+    return m | ({"group_pass": 1 - m["all_wrong_share"]} if "all_wrong_share" in m else {})
 
 
 def monitor(past=()):
@@ -172,16 +180,17 @@ def monitor(past=()):
 
     def look(metrics) -> list[str]:
         last.append(derived(metrics))
-        first.extend([last[-1]] if len(first) < WINDOW else [])
-        keys = ("success", *MONITORS)
-        now, start = ({k: numpy.mean(values) if None not in (values := [m.get(k) for m in window]) else None
-                       for k in keys} for window in (last, first))
+        if len(first) < WINDOW:
+            first.append(last[-1])
+        mean = lambda steps, name: sum(m[name] for m in steps) / WINDOW
         lines = []
         for name, (collapsed, cause) in MONITORS.items():
-            known = None not in (now[name], start[name], now["success"], start["success"])
-            if name not in said and len(last) == WINDOW and known and collapsed(now, start, now[name], start[name]):
+            if name in said or len(last) < WINDOW or any({name, "success"} - m.keys() for m in (*first, *last)):
+                continue
+            now, start = mean(last, name), mean(first, name)
+            if collapsed(now, start, mean(last, "success") >= mean(first, "success") + 0.1):
                 said.add(name)
-                lines.append(f"warning: step {metrics['step']}: {name} {now[name]:.3g}, at the start {start[name]:.3g}: {cause}")
+                lines.append(f"warning: step {metrics['step']}: {name} {now:.3g}, at the start {start:.3g}: {cause}")
         return lines
 
     for record in past:
@@ -294,11 +303,12 @@ def token_view(run, step, attempts, *, seed, seconds) -> list[dict]:
 
 
 def context_record(reading, attempt, size, text_of, *, first) -> dict:
-    """One rollout under one context. Peers are numbers in the group of `size` whose positions begin at `first`, 0 for one
+    """One rollout under one context. Peers are numbers in the group, whose `size` positions begin at `first`, 0 for one
     of another problem; `likely` is None where the teacher says what the student says."""
     number = lambda p: p - first + 1 if 0 <= p - first < size else 0
-    return {"successes": list(map(number, attempt.peers.successes)), "failures": list(map(number, attempt.peers.failures)),
-            "prompt": attempt.teacher_text, "teacher": short(reading.teacher), "divergence": short(reading.divergence),
+    return {"successes": list(map(number, attempt.peers.successes)), "prompt": attempt.teacher_text,
+            "failures": list(map(number, attempt.peers.failures)),
+            "teacher": short(reading.teacher), "divergence": short(reading.divergence),
             "likely": [text_of(best) if d >= 0.0005 else None
                        for best, d in zip(reading.teacher_top, reading.divergence)]}
 
@@ -330,14 +340,15 @@ BLUES, REDS = (189, 153, 117, 75, 33), (224, 217, 210, 203, 196)            # 25
 
 
 def show(folder, *, step=None, context="contrastive", colour=None):
-    """Print the first recorded group of a step (default the last). Without colour, strong tokens carry their log-ratio."""
-    records = [r for r in read_records(Path(folder) / "tokens.jsonl") if step in (None, r["step"])]
-    if not records:
-        steps = sorted({r["step"] for r in read_records(Path(folder) / "tokens.jsonl")})
-        raise ValueError(f"{folder} has no tokens of {'any step' if step is None else f'step {step}'}: it has {steps or 'none'}")
+    """Print the first recorded group of a step (default the last); without colour, tokens carry strong log-ratios."""
+    records = read_records(Path(folder) / "tokens.jsonl")
+    steps = sorted({r["step"] for r in records})
+    if not records or step not in (None, *steps):
+        raise ValueError(f"{folder} has no tokens of {'any step' if step is None else f'step {step}'}"
+                         + (f": choose from {', '.join(map(str, steps))}" if steps else ""))
+    record = next(r for r in records if r["step"] == (steps[-1] if step is None else step))
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") if colour is None else colour
-    record = next(r for r in records if r["step"] == records[-1]["step"])
-    clean = lambda text: "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)      # no escape sequences
+    clean = lambda text: "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)     # no escape codes
     print(f"step {record['step']}, problem {record['problem']}, teacher: {record['teacher']}, context: {context}\n"
           f"{clean(record['prompt'])}")
     for a in record["attempts"]:
@@ -380,11 +391,8 @@ CHARTS = (                                       # title, {label: metric}
     ("Gradient norm, before clipping", {"norm": "grad_norm"}),
     ("Seconds per step", {name: name for name in ("rollout", "verify", "teacher", "student", "view")}),
 )
-SHOWN = "task method peers model data teacher ema_rate divergence top_k lr steps problems rollouts max_new_tokens seed".split()
-
-
-def is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+SHOWN = ("task method peers model data teacher ema_rate divergence top_k lr steps problems rollouts max_new_tokens "
+         "seed").split()
 
 
 def curve(records, metric, most=400) -> list[tuple[float, float]]:
@@ -411,8 +419,8 @@ def chart(title, lines) -> str:
     x0, x1, y0, y1 = min(0, *xs), max(*xs, 1), min(0, *ys), max(0, *ys)
     y0, y1 = (y0, y1) if y1 > y0 else (y0, y0 + 1)
     px, py = lambda x: 40 + 290 * (x - x0) / (x1 - x0), lambda y: 150 - 138 * (y - y0) / (y1 - y0)
-    parts = [f'<line x1="40" x2="330" y1="{py(y):.1f}" y2="{py(y):.1f}"/><text x="35" y="{py(y) + 4:.1f}">{y:.3g}</text>'
-             for y in ticks(y0, y1)]
+    parts = [f'<line x1="40" x2="330" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
+             f'<text x="35" y="{py(y) + 4:.1f}">{y:.3g}</text>' for y in ticks(y0, y1)]
     parts += [f'<text class="x" x="{px(x):.1f}" y="167">{x:g}</text>' for x in ticks(x0, x1) if x == int(x)]
     for _, colour, dash, points in lines:
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
@@ -443,8 +451,8 @@ def write_report(folders) -> Path:
         if size > PAGE_BYTES:
             kept.pop()
             break
-    note = (f"{len(views) - len(kept)} of {len(views)} recorded groups, the oldest, are left out to keep this page small."
-            if len(kept) < len(views) else "")
+    lost = len(views) - len(kept)
+    note = f"The {lost} oldest of {len(views)} recorded groups are left out to keep the page small." if lost else ""
     parts = {"TITLE": html.escape(", ".join(run.name for run in runs)), "NOTE": note,
              "RUNS": "".join(itertools.starmap(run_summary, enumerate(runs))),
              "CHARTS": "".join(figure(runs, title, metrics) for title, metrics in CHARTS),

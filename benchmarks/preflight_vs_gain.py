@@ -20,7 +20,7 @@ import tiny
 import train
 
 CONFIGURATIONS = [("math", 8, 100), ("math", 8, 200), ("math", 8, 500), ("math", 4, 500), ("science", 8, 150),
-                  ("science", 8, 500), ("tool", 8, 100), ("tool", 8, 500), ("tool", 4, 250)]     # task, K, warm-up steps
+                  ("science", 8, 500), ("tool", 8, 100), ("tool", 8, 500), ("tool", 4, 250)]        # task, K, warm-up
 NUMBERS = ("predicted_gain", "teacher_gain", "gap", "divergence", "auc", "mixed", "success")
 
 
@@ -60,7 +60,7 @@ def main():
                     f"{r['end']:.3f} | {r['gain']:+.3f} | {len(r['doubts'])} |")
     for name in NUMBERS:
         pairs = [(value(r, name), r["gain"]) for r in results if value(r, name) is not None]
-        rows.append(f"Spearman of {name} with the gain: {analyze.spearman(*zip(*pairs)):+.2f} ({len(pairs)} configurations)")
+        rows.append(f"Spearman of {name} with the gain: {analyze.spearman(*zip(*pairs)):+.2f} ({len(pairs)} runs)")
     (options.out / "table.md").write_text("\n".join(rows) + "\n", "utf-8")
     print("\n".join(rows))
 
