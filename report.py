@@ -133,25 +133,27 @@ def read_records(path) -> list[dict]:
 # --- monitors ---
 
 WINDOW = 5                                       # steps over which "now" and "at the start" are averaged
-# metric: (what is a collapse, from its values now and at the start and whether success has risen by 0.1; usual cause)
-MONITORS = {
-    "distinct_answers": (lambda now, start, better: now < start / 2 and not better,
-                         "the rollouts of a group agree without being right: lower --lr, more --rollouts"),
-    "distinct_texts": (lambda now, start, better: now < start / 2 and not better,
-                       "the rollouts of a group are copies of each other: lower --lr, a slower or frozen teacher"),
-    "group_pass": (lambda now, start, better: now < start - 0.2,
-                   "fewer problems are solved by any rollout: the student forgets; lower --lr or --ema-rate"),
-    "length_p95": (lambda now, start, better: now > 2 * start or now < start / 4,
-                   "completions run away or shrink: see whether the peers in samples.jsonl do, too"),
-    "truncated_share": (lambda now, start, better: now > 0.25 and now > start + 0.1,
-                        "completions no longer end, and one that is cut teaches nobody: raise --max-new-tokens"),
-    "leak_share": (lambda now, start, better: now > 0.05 and now > 2 * start,
-                   "completions speak of peers they never saw: the student copies the teacher's manner"),
-    "sampled_entropy": (lambda now, start, better: now < start / 5 and not better,
-                        "the student is sure of itself and no better: lower --lr, or --divergence forward"),
-    "teacher_gap": (lambda now, start, better: now < 5 * start - 0.05 or now > start / 20 and start < 0 and not better,
-                    "teacher and student have parted, or say the same before anything was learnt: see --ema-rate"),
-}
+# (metric, what is a collapse: its values now and at the start, whether success has risen by 0.1; the usual cause)
+MONITORS = (
+    ("distinct_answers", lambda now, start, better: now < start / 2 and not better,
+     "the rollouts of a group agree without being right: lower --lr, more --rollouts"),
+    ("distinct_texts", lambda now, start, better: now < start / 2 and not better,
+     "the rollouts of a group are copies of each other: lower --lr, a slower or frozen teacher"),
+    ("group_pass", lambda now, start, better: now < start - 0.2,
+     "fewer problems are solved by any rollout, the student forgets: lower --lr or --ema-rate"),
+    ("length_p95", lambda now, start, better: now > 2 * start or now < start / 4,
+     "completions run away or shrink: see in samples.jsonl whether the teacher's peers do, too"),
+    ("truncated_share", lambda now, start, better: now > 0.25 and now > start + 0.1,
+     "completions no longer end, and one that is cut teaches nobody: raise --max-new-tokens"),
+    ("leak_share", lambda now, start, better: now > 0.05 and now > 2 * start,
+     "completions speak of peers they never saw: the student copies the teacher's manner"),
+    ("sampled_entropy", lambda now, start, better: now < start / 5 and not better,
+     "the student is sure of itself and no better: lower --lr, or --divergence forward"),
+    ("teacher_gap", lambda now, start, better: now < 5 * start - 0.05,
+     "student and teacher part: lower --lr, or let the teacher follow (--teacher ema, a higher --ema-rate)"),
+    ("teacher_gap", lambda now, start, better: start < 0 and now > start / 20 and not better,
+     "the teacher says what the student says before that is right: it follows too fast, lower --ema-rate"),
+)
 
 
 def is_number(value) -> bool:
@@ -184,12 +186,12 @@ def monitor(past=()):
             first.append(last[-1])
         mean = lambda steps, name: sum(m[name] for m in steps) / WINDOW
         lines = []
-        for name, (collapsed, cause) in MONITORS.items():
-            if name in said or len(last) < WINDOW or any({name, "success"} - m.keys() for m in (*first, *last)):
+        for name, collapsed, cause in MONITORS:
+            if cause in said or len(last) < WINDOW or any({name, "success"} - m.keys() for m in (*first, *last)):
                 continue
             now, start = mean(last, name), mean(first, name)
             if collapsed(now, start, mean(last, "success") >= mean(first, "success") + 0.1):
-                said.add(name)
+                said.add(cause)
                 lines.append(f"warning: step {metrics['step']}: {name} {now:.3g}, at the start {start:.3g}: {cause}")
         return lines
 
@@ -240,9 +242,9 @@ def read_tokens(student, teacher, attempts, *, temperature, budget, limit=None, 
 
 def likeliest(hidden, matrix, temperature, top) -> list[list[tuple[int, float]]]:
     """The `top` likeliest tokens at each position with their log-probabilities, 64 positions at a time."""
-    found = []
+    found, matrix = [], matrix.to(hidden.dtype)
     for part in hidden.split(64) if top else ():
-        best = ((part @ matrix.to(part.dtype).T).float() / temperature).log_softmax(-1).topk(top)
+        best = ((part @ matrix.T).float() / temperature).log_softmax(-1).topk(top)
         found += [list(zip(*pair)) for pair in zip(best.indices.tolist(), best.values.tolist())]
     return found
 
@@ -391,8 +393,9 @@ CHARTS = (                                       # title, {label: metric}
     ("Gradient norm, before clipping", {"norm": "grad_norm"}),
     ("Seconds per step", {name: name for name in ("rollout", "verify", "teacher", "student", "view")}),
 )
-SHOWN = ("task method peers model data teacher ema_rate divergence top_k lr steps problems rollouts max_new_tokens "
-         "seed").split()
+TEACHERS = ("teacher", "ema_rate", "divergence", "top_k")
+SHOWN = ("task", "method", "peers", "model", "data", *TEACHERS, "lr", "steps", "problems", "rollouts", "max_new_tokens",
+         "seed")
 
 
 def curve(records, metric, most=400) -> list[tuple[float, float]]:
@@ -411,7 +414,8 @@ def ticks(low, high) -> list[float]:
 
 
 def chart(title, lines) -> str:
-    """One figure; lines: (label, colour number, dash number, points). Empty text where there are no points."""
+    """One figure; lines: (label, colour number, dash number, points), several runs' of one label under one entry of the
+    legend, which gives their last values. Empty text where there are no points."""
     lines = [line for line in lines if line[3]]
     if not lines:
         return ""
@@ -426,9 +430,12 @@ def chart(title, lines) -> str:
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
         parts.append(f'<polyline class="c{colour % 6} d{dash % 4}" points="{path}"/>' if len(points) > 1 else
                      f'<circle class="c{colour % 6}" r="3" cx="{px(points[0][0]):.1f}" cy="{py(points[0][1]):.1f}"/>')
-    key = "".join(f'<span><svg class="key" viewBox="0 0 22 8" aria-hidden="true"><polyline class="c{colour % 6} '
-                  f'd{dash % 4}" points="0,4 22,4"/></svg>{html.escape(label)} <b>{points[-1][1]:.3g}</b></span>'
-                  for label, colour, dash, points in lines)
+    key = ""
+    for same in grouped(lines, of=lambda line: line[0]):
+        look = f"d{same[0][2] % 4}" + (f" c{same[0][1] % 6}" if len(same) == 1 else "")
+        values = " ".join(f'<b class="c{colour % 6}">{points[-1][1]:.3g}</b>' for _, colour, _, points in same)
+        key += (f'<span><svg class="key" viewBox="0 0 22 8" aria-hidden="true"><polyline class="{look}" '
+                f'points="0,4 22,4"/></svg>{html.escape(same[0][0])} {values}</span>')
     return (f'<figure><figcaption>{html.escape(title)}</figcaption><svg viewBox="0 0 340 172" role="img" '
             f'aria-label="{html.escape(title)} by step">{"".join(parts)}</svg><div class="legend">{key}</div></figure>')
 
@@ -483,7 +490,7 @@ def read_run(folder) -> Record:
         config = dict(json.loads((folder / "config.json").read_text("utf-8")))
     steps = [derived(r) for r in records if is_number(r.get("loss"))]
     return Record(folder.resolve().name, config, records, steps,
-                  [m["seconds"] | {"step": m["step"]} for m in steps if isinstance(m.get("seconds"), dict)],
+                  [r["seconds"] | {"step": r["step"]} for r in records if isinstance(r.get("seconds"), dict)],
                   [line for m in steps for line in look(m)],
                   [r for r in read_records(folder / "tokens.jsonl") if isinstance(r.get("attempts"), list)])
 
@@ -493,8 +500,7 @@ def figure(runs, title, metrics) -> str:
     lines = []
     for (n, run), (j, (label, metric)) in itertools.product(enumerate(runs), enumerate(metrics.items())):
         source = run.seconds if title.startswith("Seconds") else run.records if metric.startswith("eval") else run.steps
-        name, look = (f"{run.name} {label}", (n, j)) if len(runs) > 1 else (label, (j, 0))
-        lines.append((name, *look, curve(source, metric)))
+        lines.append((label, *((n, j) if len(runs) > 1 else (j, 0)), curve(source, metric)))
     return chart(title, lines)
 
 
@@ -503,7 +509,8 @@ def run_summary(n, run) -> str:
     held = [r for r in run.records if is_number(r.get("eval_mean_at_k"))]
     ends = (f"held-out mean@{held[0].get('eval_k')} {held[0]['eval_mean_at_k']:.3f} at step {held[0]['step']}, "
             f"{held[-1]['eval_mean_at_k']:.3f} at step {held[-1]['step']}" if held else "no evaluation recorded")
-    settings = ", ".join(f"{k} {run.config[k]}" for k in SHOWN if run.config.get(k) is not None) or "no config.json"
+    idle = TEACHERS if run.config.get("method") in mopd.NO_TEACHER else ()
+    settings = ", ".join(f"{k} {run.config[k]}" for k in SHOWN if run.config.get(k) is not None and k not in idle)
     return (f'<li class="run c{n % 6}"><div><b>{html.escape(run.name)}</b>: {html.escape(ends)}; {len(run.steps)} steps'
-            f'<br><small>{html.escape(settings)}</small>'
+            f'<br><small>{html.escape(settings) or "no config.json"}</small>'
             + "".join(f"<br><em>{html.escape(line)}</em>" for line in run.warnings) + "</div></li>\n")

@@ -11,7 +11,7 @@ import numpy
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import analyze
 import mopd
@@ -21,14 +21,17 @@ import train
 from mopd import Attempt, Problem
 from rollout import Rollout
 from test_train import flags, folder  # noqa: F401 (a fixture)
-from verifiers import Verdict
+from verifiers import INSTRUCTIONS, Verdict
+
+
+EVERY_STEP = ["--lr", "0.05", "--warmup-steps", "0", "--save-every", "1", "--keep", "3"]
 
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
     """A run folder of three steps, evaluated after 2 and 3."""
     out = tmp_path_factory.mktemp("analyze") / "out"
-    train.main(flags(folder, out))
+    train.main(flags(folder, out, *EVERY_STEP))
     return out
 
 
@@ -238,10 +241,24 @@ def test_the_token_view_is_what_the_models_say_at_the_weights_that_sampled(ready
 
 def test_looking_changes_neither_the_run_nor_its_metrics(folder, run, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "token_view", lambda *args, **kwargs: [])
-    train.main(flags(folder, tmp_path / "blind"))
+    train.main(flags(folder, tmp_path / "blind", *EVERY_STEP))
     strip = lambda path: [{k: v for k, v in r.items() if k != "seconds"} for r in lines(path / "metrics.jsonl")]
     assert strip(run) == strip(tmp_path / "blind") and not (tmp_path / "blind" / "tokens.jsonl").exists()
     assert {r["step"] for r in lines(run / "tokens.jsonl")} == {2, 3}
+
+
+def test_a_run_records_its_tokens_before_the_update(run):
+    """Step 2 sampled with the weights of the checkpoint of step 1; those of step 2 are a large step away."""
+    record = next(r for r in lines(run / "tokens.jsonl") if r["step"] == 2)
+    tokenizer = AutoTokenizer.from_pretrained(run / "step-000002" / "model")
+    problem = Problem(record["prompt"], "", INSTRUCTIONS["math"], 0)
+    prompt, text = mopd.student_ids(tokenizer, problem), record["attempts"][0]["likely"][0][0][0]
+    (best,) = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for step, same in ((1, True), (2, False)):
+        model = AutoModelForCausalLM.from_pretrained(run / f"step-{step:06d}" / "model", dtype=torch.float32)
+        with torch.no_grad():
+            found = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)[best].item()
+        assert (abs(found - record["attempts"][0]["likely"][0][0][1]) < 6e-4) is same
 
 
 def test_a_resumed_run_has_each_groups_tokens_once(folder, tmp_path):
@@ -325,7 +342,7 @@ class Page(html.parser.HTMLParser):
 def test_a_run_ends_with_a_valid_page_that_needs_nothing_from_outside(run):
     text = (run / "report.html").read_text("utf-8")
     page = Page(text)
-    assert [tag for tag, _ in page.tags].count("figure") >= 10
+    assert [tag for tag, _ in page.tags].count("figure") == len(report.CHARTS)
     assert not [a for _, a in page.tags if "src" in a or not a.get("href", "#").startswith("#")] and "http" not in text
     assert len(page.scripts) == 2 and len(json.loads(page.scripts[0])) == len(lines(run / "tokens.jsonl"))
     assert "%" + "DATA%" not in text and "held-out mean@2" in text
@@ -383,7 +400,9 @@ def test_several_runs_are_overlaid_in_one_page(run, tmp_path):
     (tmp_path / "other" / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
     report.write_report([tmp_path / "other", run])
     text = (tmp_path / "other" / "report.html").read_text("utf-8")
-    assert "other mean@k" in text and "out mean@k" in text and len(Page(text).scripts) == 2
+    (held,) = [x for x in text.split("<figure>") if x.startswith("<figcaption>Held-out")]
+    assert held.count("<polyline") == 2 + 2 * 2 and held.count("mean@k") == 1        # a key for each quantity, two runs
+    assert len(Page(text).scripts) == 2 and "<b>other</b>" in text and "<b>out</b>" in text
 
 
 def test_ticks_are_round_and_curves_keep_means_of_neighbours():
@@ -426,25 +445,29 @@ def test_a_wrong_flag_or_folder_ends_with_status_2(tmp_path, capsys):
 HEALTHY = dict(loss=1.0, success=0.2, groups_mixed=6, groups_all_right=1, groups_all_wrong=3, truncated=0, unweighted=0,
                lone_success=0, completion_tokens=800, mean_completion_length=10.0, length_p95=12, distinct_answers=5.0,
                distinct_texts=6.0, leaks=0, sampled_entropy=0.4, teacher_gap=-0.2)
-SICK = {"distinct_answers": dict(distinct_answers=2.0), "distinct_texts": dict(distinct_texts=2.5),
-        "group_pass": dict(groups_all_wrong=7, groups_mixed=2), "length_p95": dict(length_p95=30),
-        "truncated_share": dict(truncated=40), "leak_share": dict(leaks=8), "sampled_entropy": dict(sampled_entropy=0.05),
-        "teacher_gap": dict(teacher_gap=-0.005)}
+SICK = [("distinct_answers", dict(distinct_answers=2.0)), ("distinct_texts", dict(distinct_texts=2.5)),
+        ("group_pass", dict(groups_all_wrong=7, groups_mixed=2)), ("length_p95", dict(length_p95=30)),
+        ("truncated_share", dict(truncated=40)), ("leak_share", dict(leaks=8)),
+        ("sampled_entropy", dict(sampled_entropy=0.05)), ("teacher_gap", dict(teacher_gap=-1.5)),
+        ("teacher_gap", dict(teacher_gap=-0.005))]
 
 
 def history(*changes):
     return [HEALTHY | {"step": n} | change for n, change in enumerate(changes, 1)]
 
 
-@pytest.mark.parametrize("name", report.MONITORS)
-def test_each_collapse_warns_once_and_not_again_after_a_resume(name):
-    steps = history(*[{}] * 10, *[SICK[name]] * 10)
+@pytest.mark.parametrize("n", range(len(report.MONITORS)))
+def test_each_collapse_warns_once_and_not_again_after_a_resume(n):
+    name, sick = SICK[n]
+    steps = history(*[{}] * 10, *[sick] * 10)
     look = report.monitor()
     found = [line for m in steps for line in look(m)]
     assert len(found) == 1 and f": {name} " in found[0] and found[0].startswith("warning: step 1")
+    assert found[0].endswith(report.MONITORS[n][2])
     look = report.monitor([{"step": 0, "eval_k": 8}, *steps[:16]])
     assert [line for m in steps[16:] for line in look(m)] == []
-    assert [line for m in history(*[{}] * 20) for line in report.monitor()(m)] == []
+    look = report.monitor()
+    assert [line for m in history(*[{}] * 20) for line in look(m)] == []
 
 
 def test_agreeing_on_the_right_answer_is_not_a_collapse():
