@@ -343,7 +343,8 @@ def parse(arguments):
     group.add_argument("--context", default="contrastive", help="what the teacher reads (default contrastive)")
     for name, help in (("signal", "do the teacher's scores agree with the verdicts?"),
                        ("preflight", "will training help this model on these problems?")):
-        one = commands.add_parser(name, help=help, allow_abbrev=False, epilog="and every flag of train.py but --out")
+        one = commands.add_parser(name, help=help, allow_abbrev=False, epilog="Takes every flag of train.py but --out"
+                                  + "; here 64 --problems and 32 --rollouts by default." * (name == "signal"))
         one.add_argument("--out", type=Path, help="write the numbers to this JSON file")
         if name == "signal":
             one.add_argument("--resamples", type=int, default=2000, help="bootstrap draws (default 2000)")

@@ -451,7 +451,7 @@ def write_report(folders) -> Path:
     if not views and not any(run.records for run in runs):
         raise ValueError(f"{', '.join(map(str, folders))}: no record in metrics.jsonl or tokens.jsonl, nothing to show")
     kept, size = [], 0
-    for record in sorted(views, key=lambda r: -r["step"]):
+    for record in reversed(sorted(views, key=lambda r: r["step"])):
         # Neither </script> nor <!-- may stand in there: they would end the element or change how it is read.
         kept.append(json.dumps(record, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"))
         size += len(kept[-1])

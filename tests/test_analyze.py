@@ -123,11 +123,12 @@ def test_every_scored_rollout_of_a_prompt_reads_the_same_peers_and_never_itself(
 
 def test_prompts_of_one_class_are_left_out_and_truncated_rollouts_are_neither_shown_nor_scored():
     attempts = groups_of(12, 0, 6, 3, 6)
-    for a in attempts[24:30]:
-        a.rollout.stopped = False                                  # the successes of group 2
+    for a in attempts[24:30] + attempts[58:]:                      # the successes of group 2, two failures of group 4
+        a.rollout.stopped = False
     peers, scored = analyze.draw_peers(attempts, ("none", "2 + 1", "success_only"), seed=0)
     assert [attempts[mates[0]].group for mates in scored] == [4]   # group 3 has no success left over to score
-    assert len(scored[0]) == 12 - 3 - 1 and set(peers["2 + 1"]) == set(scored[0])
+    assert len(scored[0]) == 10 - 3 - 1 and set(peers["2 + 1"]) == set(scored[0]) and max(scored[0]) < 58
+    assert all(j < 58 for p in peers["2 + 1"].values() for j in p.failures)
 
 
 def test_a_score_that_only_counts_successes_is_worth_nothing_and_leave_one_out_shows_it(monkeypatch):
@@ -292,6 +293,19 @@ def test_every_method_has_a_token_view_with_its_own_context(folder, tmp_path, me
     assert record["teacher"] == ("none; a copy of the student" if method[-1] == "grpo" else "ema")
 
 
+@pytest.mark.parametrize("peers", ["random", "unrelated"])
+def test_peers_are_numbered_within_their_group_and_those_of_other_problems_have_no_number(ready, peers):
+    made, attempts = ready
+    made.settings.peers = peers
+    mopd.plan(attempts, method="mopd", peers=peers, seed=1)
+    mopd.write_contexts(attempts, made.teacher, peer_tokens=64, longest=10_000)
+    record = report.token_view(made, 1, attempts, seed=1, seconds={})[1]
+    for row, a in zip(record["attempts"], attempts[12:24]):
+        shown = row["contexts"][peers]["successes"] + row["contexts"][peers]["failures"]
+        assert shown == [j - 12 + 1 if peers == "random" else 0 for j in a.peers.successes + a.peers.failures] != []
+        assert all(1 <= n <= 12 and n != row["number"] for n in row["contexts"]["contrastive"]["successes"])
+
+
 def test_pieces_join_to_the_text_whatever_the_tokenizer(folder):
     text = "Is 3 < 4? 漢字 \U0001F600 é\n\n  x  y"
     byte_level = AutoTokenizer.from_pretrained(folder / "model")
@@ -344,7 +358,8 @@ def test_a_run_ends_with_a_valid_page_that_needs_nothing_from_outside(run):
     page = Page(text)
     assert [tag for tag, _ in page.tags].count("figure") == len(report.CHARTS)
     assert not [a for _, a in page.tags if "src" in a or not a.get("href", "#").startswith("#")] and "http" not in text
-    assert len(page.scripts) == 2 and len(json.loads(page.scripts[0])) == len(lines(run / "tokens.jsonl"))
+    assert len(page.scripts) == 2
+    assert [{**r, "run": "out"} for r in lines(run / "tokens.jsonl")] == json.loads(page.scripts[0])   # in this order
     assert "%" + "DATA%" not in text and "held-out mean@2" in text
 
 
@@ -387,9 +402,13 @@ def test_a_broken_or_half_written_run_gives_what_there_is(run, tmp_path, capsys)
     odd = ['{"step": 9, "loss": NaN, "success": 1e999}', '{"step": "x"}', "[]", '{"step": 10, "loss": 1, "success": "high", "seconds": 3}']
     (out / "metrics.jsonl").write_text("\n".join([*good, *odd]) + '\n{"step": 11, "lo')
     (out / "config.json").write_text('{"task": ')
-    (out / "tokens.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe\n' + (run / "tokens.jsonl").read_bytes()[:-50])
+    record = lines(run / "tokens.jsonl")[0]
+    record["attempts"][0]["student"][:2] = math.nan, math.inf
+    (out / "tokens.jsonl").write_bytes(json.dumps(record).encode() + b'\n{"step": 1}\n\xff\xfe\n'
+                                       + (run / "tokens.jsonl").read_bytes()[:-50])
     page = Page(report.write_report([out]).read_text("utf-8"))
-    assert len(json.loads(page.scripts[0])) == len(lines(run / "tokens.jsonl")) - 1
+    shown = json.loads(page.scripts[0], parse_constant=pytest.fail)
+    assert len(shown) == len(lines(run / "tokens.jsonl")) and None in shown[0]["attempts"][0]["student"]
     assert "3 lines cannot be read" in capsys.readouterr().out
     (out / "metrics.jsonl").unlink()
     Page(report.write_report([out]).read_text("utf-8"))
