@@ -485,6 +485,8 @@ def test_each_collapse_warns_once_and_not_again_after_a_resume(n):
     assert found[0].endswith(report.MONITORS[n][2])
     look = report.monitor([{"step": 0, "eval_k": 8}, *steps[:16]])
     assert [line for m in steps[16:] for line in look(m)] == []
+    look = report.monitor(steps[:10])                      # the start is the run's, not the first step after the resume
+    assert [line for m in steps[10:] for line in look(m)] == found
     look = report.monitor()
     assert [line for m in history(*[{}] * 20) for line in look(m)] == []
 
