@@ -97,10 +97,15 @@ def agreement(scores, verdicts, lengths) -> dict[str, tuple[float, int]]:
 
 
 def where(divergences) -> tuple[float, float]:
-    """(share of the divergence on the strongest tenth of all tokens, its mean position: 0 first token, 1 last)."""
+    """(share of the divergence on the strongest tenth of all tokens, its mean position: 0 first token, 1 last).
+
+    (0, 0) where it is no more than rounding, as without a context when the teacher is a copy of the student.
+    """
     flat, total = numpy.sort(numpy.concatenate(divergences))[::-1], float(sum(d.sum() for d in divergences))
     places = sum(float(d @ numpy.linspace(0, 1, len(d))) for d in divergences)
-    return (float(flat[:math.ceil(len(flat) / 10)].sum()) / total, places / total) if total > 0 else (0.0, 0.0)
+    if total < 1e-6 * len(flat):
+        return 0.0, 0.0
+    return float(flat[:math.ceil(len(flat) / 10)].sum()) / total, places / total
 
 
 def resampled(values, weights, draws) -> tuple[float, numpy.ndarray]:
