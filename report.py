@@ -279,25 +279,22 @@ def token_view(run, step, attempts, *, seed, seconds) -> list[dict]:
     groups = sorted(grouped(attempts), key=lambda mates: len({a.success for a in mates}) == 1)[:VIEW_GROUPS]
     records, text_of = [], token_texts(run.tokenizer)
     for mates in groups:
-        if any(max(a.rollout.ids) >= run.teacher.vocabulary for a in mates):       # an external teacher cannot read it
-            continue
         first = next(i for i, a in enumerate(attempts) if a is mates[0])
         versions, readings = with_contexts(run, mates, seed), {}
         for name, copies in versions.items():
-            for a, plain in zip(copies, versions["none"]):
-                if not a.weight:
-                    a.weight, a.teacher_ids = 1.0, plain.teacher_ids or plain.rollout.prompt_ids
             readings[name] = read_tokens(run.student, run.teacher, copies, temperature=s.temperature, limit=VIEW_TOKENS,
                                          budget=s.micro_tokens, top=3, autocast=run.autocast)
+        if None in readings["none"]:            # too long for the teacher, or with a token that it does not know
+            continue
         rows = []
         for n, a in enumerate(mates):
             ids, plain = a.rollout.ids[:VIEW_TOKENS], readings["none"][n]
             rows.append({"number": n + 1, "right": a.success, "stopped": a.rollout.stopped, "answer": a.verdict.answer,
                          "tokens": pieces(run.tokenizer, ids), "cut": len(a.rollout.ids) - len(ids),
                          "student": short(plain.student), "likely": list(map(text_of, plain.student_top)),
-                         "contexts": {name: context_record(readings[name][n], versions[name][n], len(mates), text_of,
+                         "contexts": {name: context_record(readings[name][n] or plain, copies[n], len(mates), text_of,
                                                            first=0 if name in CONTEXTS else first)
-                                      for name in versions}})
+                                      for name, copies in versions.items()}})
         records.append({"step": step, "problem": mates[0].problem.key, "prompt": mates[0].problem.prompt,
                         "teacher": run.teacher.kind if s.teaches else "none; a copy of the student", "attempts": rows})
     seconds["view"] = time.perf_counter() - start
