@@ -22,6 +22,10 @@ ANOTHER_SUCCESS = "\n\nAnother correct solution to this problem:\n\n"
 FAILURE = "\n\nAn incorrect attempt at this problem, whose mistake must not be repeated:\n\n"
 FEEDBACK = "\n\nWhat was wrong with your own earlier attempt:\n\n"
 INSTRUCTION = "\n\nNow solve the original problem correctly, in the required form."
+# What a completion says when it has learnt to speak of peers that its reader never saw. Left out, because ordinary
+# answers say it too: "the other solution" (of an equation), "the given solution" (in a flask), "the original problem".
+LEAK_PHRASES = ("correct solution to this problem", "previous solution", "earlier solution", "reference solution",
+                "previous attempt", "earlier attempt", "failed attempt", "incorrect attempt", "must not be repeated")
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,11 @@ def strip_thinking(text) -> str:
             kept = kept + before if opened else ""
         text = kept + rest.partition("<think>")[0]
     return text.strip()
+
+
+def leaks(text) -> bool:
+    """Whether a completion speaks of peers, by LEAK_PHRASES."""
+    return any(phrase in " ".join(text.lower().split()) for phrase in LEAK_PHRASES)
 
 
 def shorten(text, budget, encode, decode) -> tuple[str, bool]:

@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 import checkpoint
 import mopd
+import report
 import tiny
 import verifiers
 from checkpoint import append, read_lines
@@ -306,19 +307,6 @@ def prepare(settings) -> Run:
     return run
 
 
-# --- the run folder: metrics and samples; checkpoints are in checkpoint.py ---
-
-def record_samples(path, step, attempts):
-    """One line per group: the texts, verdicts, peers (positions in the step) and teacher prompts of this step."""
-    for group in sorted({a.group for a in attempts}):
-        mates = [(i, a) for i, a in enumerate(attempts) if a.group == group]
-        problem = mates[0][1].problem
-        append(path, {"step": step, "problem": problem.key, "prompt": problem.prompt, "attempts": [
-            {"position": i, "text": a.text, "stopped": a.rollout.stopped, "correct": a.verdict.correct,
-             "answer": a.verdict.answer, "feedback": a.verdict.feedback, "successes": a.peers.successes,
-             "failures": a.peers.failures, "teacher_prompt": a.teacher_text, "weight": a.weight} for i, a in mates]})
-
-
 # --- the loop ---
 
 def batch_of(problems, step, settings) -> list[mopd.Problem]:
@@ -354,8 +342,12 @@ def evaluate(run) -> dict:
             "eval_pass_at_k": sum(any(a.success for a in g) for g in groups) / len(groups), "eval_k": k}
 
 
+def due(settings, step, every) -> bool:
+    return step % every == 0 or step == settings.steps
+
+
 def train_step(run, step, abandonable=contextlib.nullcontext):
-    """(metrics, attempts) of one step, the update of optimizer and teacher included.
+    """(metrics, attempts, token view) of one step, the update of optimizer and teacher included.
 
     Nothing that outlives the step changes inside `abandonable`. A loss or gradient that is not finite raises
     FloatingPointError before the update, and leaves the rollouts in the run's folder for study.
@@ -368,6 +360,7 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
         if s.teaches:
             cuts = mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens,
                                        longest=mopd.max_length(run.teacher.model))
+        view = report.token_view(run, step, attempts, seed=seed, seconds=seconds) if due(s, step, s.eval_every) else []
 
         def score(micro_tokens):
             run.optimizer.zero_grad(set_to_none=True)   # of the last step, or of what memory did not suffice for
@@ -385,7 +378,8 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
         if not math.isfinite(metrics["loss"]) or not math.isfinite(grad_norm):
             failed = run.out / f"failed-step-{step}.jsonl"
             failed.unlink(missing_ok=True)
-            record_samples(failed, step, attempts)
+            for record in report.sample_records(step, attempts):
+                append(failed, record)
             raise FloatingPointError(f"the loss is {metrics['loss']:.4g} and the gradient's norm {grad_norm:.4g}: no "
                                      f"update was made; the rollouts are in {failed}")
         for group in run.optimizer.param_groups:
@@ -394,68 +388,13 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
         run.teacher.update(run.student, s.ema_rate)
     return {"step": step, **metrics, **mopd.describe(attempts), **cuts, "oom_retries": retries + more,
             "grad_norm": grad_norm, "lr": lr,
-            "seconds": {name: round(value, 4) for name, value in seconds.items()}}, attempts
-
-
-def announce(run):
-    """The run's arithmetic, before any work."""
-    s, mega = run.settings, 2**20
-    parameters, vocabulary = sum(p.numel() for p in run.student.parameters()), len(mopd.head(run.student))
-    copies, rows = 4 + (run.teacher.kind in ("ema", "frozen")), s.problems * s.rollouts
-    print(f"{s.method}{f' ({s.peers})' if s.peers else ''} on {s.task}: {s.model}, {parameters / 1e6:.1f}M parameters, "
-          f"{s.device} in {s.dtype}; {len(run.train)} training and {len(run.held_out)} evaluation problems")
-    print(f"{s.steps} steps of {s.problems} problems x {s.rollouts} rollouts = {rows} rollouts, "
-          f"at most {rows * s.max_new_tokens:,} new tokens a step")
-    print(f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} {parameters * 4 * copies / mega:,.0f} "
-          f"MiB; all logits of a step would be {rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, "
-          f"256 tokens of it, a chunk of the loss, are {256 * vocabulary * 4 / mega:,.1f} MiB")
-    if s.task == "code":
-        print(verifiers.describe_isolation())
-    print(f"run folder: {run.out}")
-
-
-def line_of(m) -> str:
-    number = lambda value, form: "-" if value is None else format(value, form)
-    odd = "".join(f"  {name} {m[name]}" for name in ("peers_shortened", "peers_dropped", "empty_slots",
-                                                      "oom_retries") if m.get(name))
-    return (f"step {m['step']:4d}  loss {m['loss']:.4f}  success {m['success']:.3f}  groups mixed/right/wrong "
-            f"{m['groups_mixed']}/{m['groups_all_right']}/{m['groups_all_wrong']}  unweighted {m['unweighted']}  "
-            f"truncated {m['truncated']}  length {m['mean_completion_length']:.1f}  "
-            f"|g| {number(m['grad_norm'], '.3f')}  {sum(m['seconds'].values()):.1f}s{odd}")
-
-
-def example_of(attempts):
-    """(a success, a failure) of one group, None where there is no mixed group."""
-    for failure in attempts:
-        success = next((a for a in attempts if a.group == failure.group and a.success), None)
-        if success and not failure.success:
-            return success, failure
-    return None
-
-
-def summarise(run, example):
-    """The end of a run: a group and what its teacher read, before and after, where things are, what to try next."""
-    if example:
-        success, failure = example
-        print(f"--- a problem\n{failure.problem.prompt}\n--- a success\n{success.text}\n--- a failure\n{failure.text}")
-        if failure.teacher_text:
-            print(f"--- what the teacher read before it scored this failure token by token\n{failure.teacher_text}")
-        print("---")
-    evaluations = [record for record in read_lines(run.out / "metrics.jsonl") if "eval_k" in record]
-    if evaluations:
-        first, last = evaluations[0], evaluations[-1]
-        for name in ("mean", "pass"):
-            before, after = first[f"eval_{name}_at_k"], last[f"eval_{name}_at_k"]
-            print(f"held-out {name}@{last['eval_k']}: {before:.3f} at step {first['step']}, "
-                  f"{after:.3f} at step {last['step']}")
-    print(f"metrics, samples and checkpoints: {run.out}")
-    print("next: another --task, --peers positive, --method grpo, or your own --model and --data (README.md)")
+            "seconds": {name: round(value, 4) for name, value in seconds.items()}}, attempts, view
 
 
 def train(run, stop):
     """The loop. A signal ends it by checkpoint.Abandoned, between two steps or in one that is then forgotten."""
     s, example, metrics_file = run.settings, None, run.out / "metrics.jsonl"
-    due = lambda step, every: step % every == 0 or step == s.steps
+    look = report.monitor(report.read_records(metrics_file))
 
     def evaluate_now():
         with stop.abandonable():
@@ -464,22 +403,25 @@ def train(run, stop):
         tqdm.write("step {step:4d}  held-out mean@{eval_k} {eval_mean_at_k:.3f}  pass@{eval_k} {eval_pass_at_k:.3f}"
                    .format(**record))
 
-    if run.held_out and due(run.done, s.eval_every):    # the start, or what a run that was stopped left to be done
+    if run.held_out and due(s, run.done, s.eval_every):    # the start, or what a run that was stopped left to be done
         if not any(r["step"] == run.done and "eval_k" in r for r in read_lines(metrics_file)):
             evaluate_now()
     for step in tqdm(range(run.done + 1, s.steps + 1), desc="steps", initial=run.done, total=s.steps, disable=None):
-        metrics, attempts = train_step(run, step, stop.abandonable)
-        example = example_of(attempts) or example
+        metrics, attempts, view = train_step(run, step, stop.abandonable)
+        example = report.example_of(attempts) or example
         append(metrics_file, metrics)
-        tqdm.write(line_of(metrics))
-        if due(step, s.eval_every):
-            record_samples(run.out / "samples.jsonl", step, attempts)
+        for line in (report.line_of(metrics), *look(metrics)):
+            tqdm.write(line)
+        if due(s, step, s.eval_every):
+            for name, records in (("samples", report.sample_records(step, attempts)), ("tokens", view)):
+                for record in records:
+                    append(run.out / f"{name}.jsonl", record)
         run.done = step
-        if run.held_out and due(step, s.eval_every):
+        if run.held_out and due(s, step, s.eval_every):
             evaluate_now()
-        if due(step, s.save_every):
+        if due(s, step, s.save_every):
             checkpoint.save(run)
-    summarise(run, example)
+    report.summarise(run, example)
 
 
 def main(arguments=None):
@@ -494,11 +436,11 @@ def main(arguments=None):
             existed = out.exists() and held.enter_context(claim())
             run = prepare(settings)
             existed or held.enter_context(claim())               # a new folder when there is nothing left to refuse
-            for name in ("metrics.jsonl", "samples.jsonl"):
+            for name in ("metrics.jsonl", "samples.jsonl", "tokens.jsonl"):
                 checkpoint.rewind(out / name, run.done or -1)
             config = json.dumps(dataclasses.asdict(settings), indent=1) + "\n"
             checkpoint.replace(out / "config.json", [config.encode()])
-            announce(run)
+            report.announce(run)
         except (ValueError, OSError, torch.OutOfMemoryError) as error:
             print(f"train.py: error: {error}", file=sys.stderr)
             sys.exit(2)

@@ -1,0 +1,390 @@
+"""Before and after training: does the teacher's signal agree with the verifier, will MOPD help here, what did a run do?
+
+    python analyze.py signal --task math           # do the teacher's scores agree with the verdicts? context by context
+    python analyze.py preflight --task math        # before any training: will it help this model on these problems?
+    python analyze.py report OUT [OUT2 ...]        # OUT/report.html: curves of the runs, tokens coloured by the teacher
+    python analyze.py show OUT --step 30           # one group of these tokens in the terminal
+
+signal and preflight take every flag of train.py; --out FILE writes their numbers as JSON. Stands on top of all other
+files: models, data and rollouts come from train.py and mopd.py, the page from report.py.
+
+Score of a rollout: the teacher's mean token log-probability, or its log-ratio to what it was without peers. Agreement
+is measured within prompts, because scores of different problems do not compare.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy
+from transformers.utils import logging as transformers_logging
+
+import mopd
+import peer_context
+import report
+import train
+from report import grouped
+from rollout import generate
+from verifiers import verify_batch
+
+SIGNAL = {"none": (0, 0), "1 success": (1, 0), "2 successes": (2, 0), "1 failure": (0, 1), "1 + 1": (1, 1),
+          "2 + 1": (2, 1)}                                   # successes, failures
+CONTROLS = ("random", "unrelated", "success_only")           # the three slots of 2 + 1, filled as in mopd.py's controls
+# Leave-one-out in a group that has no more than the context shows: what a success and what a failure would read there.
+LEAVE_ONE_OUT = {"1 success": ("none", "1 success"), "2 successes": ("1 success", "2 successes"),
+                 "1 failure": ("1 failure", "none"), "1 + 1": ("1 failure", "1 success"),
+                 "2 + 1": ("1 + 1", "2 successes")}
+MEASURES = ("AUC", "pairs", "Spearman", "Kendall", "top-1", "AUC, like length")
+
+
+# --- measures of one prompt ---
+
+def pair_counts(scores, verdicts, lengths=None) -> tuple[int, int, int]:
+    """(won, tied, all) over the pairs of a success and a failure; won: the success has the higher score.
+
+    lengths: only pairs whose lengths differ by at most a tenth of the longer one.
+    """
+    of = lambda wanted: [i for i, v in enumerate(verdicts) if bool(v) is wanted]
+    pairs = [(i, j) for i in of(True) for j in of(False)
+             if lengths is None or abs(lengths[i] - lengths[j]) <= 0.1 * max(lengths[i], lengths[j])]
+    return sum(scores[i] > scores[j] for i, j in pairs), sum(scores[i] == scores[j] for i, j in pairs), len(pairs)
+
+
+def ranks(values) -> numpy.ndarray:
+    """Ranks from 1; equal values share the mean of theirs."""
+    values = numpy.asarray(values, float)
+    return ((values[:, None] > values).sum(1) + (values[:, None] >= values).sum(1) + 1) / 2
+
+
+def correlation(a, b) -> float:
+    """Cosine of two arrays, 0 where one of them is zero: a constant score orders nothing."""
+    norm = math.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum()) / norm if norm else 0.0
+
+
+def spearman(x, y) -> float:
+    """Rank correlation, ties shared."""
+    return correlation(*(r - r.mean() for r in (ranks(x), ranks(y))))
+
+
+def kendall(x, y) -> float:
+    """Kendall's tau-b."""
+    return correlation(*(numpy.sign(numpy.subtract.outer(v, v)) for v in (ranks(x), ranks(y))))
+
+
+def top_hit(scores, verdicts) -> float:
+    """1 where the rollout with the highest score is right; the share of right ones where several have it."""
+    best = [v for s, v in zip(scores, verdicts) if s == max(scores)]
+    return sum(best) / len(best)
+
+
+def agreement(scores, verdicts, lengths) -> dict[str, tuple[float, int]]:
+    """MEASURES of one prompt, which must have both classes, as (value, weight of the prompt in the mean over prompts).
+
+    AUC counts ties a half and every prompt alike; `pairs` counts strict wins and every pair alike.
+    """
+    won, tied, total = pair_counts(scores, verdicts)
+    near_won, near_tied, near = pair_counts(scores, verdicts, lengths)
+    return {"AUC": ((won + tied / 2) / total, 1), "pairs": (won / total, total),
+            "Spearman": (spearman(scores, verdicts), 1), "Kendall": (kendall(scores, verdicts), 1),
+            "top-1": (top_hit(scores, verdicts), 1),
+            "AUC, like length": ((near_won + near_tied / 2) / near if near else 0.0, near)}
+
+
+def where(divergences) -> tuple[float, float]:
+    """(share of the divergence on the strongest tenth of all tokens, its mean position: 0 first token, 1 last).
+
+    (0, 0) where it is no more than rounding, as without a context when the teacher is a copy of the student.
+    """
+    flat, total = numpy.sort(numpy.concatenate(divergences))[::-1], float(sum(d.sum() for d in divergences))
+    places = sum(float(d @ numpy.linspace(0, 1, len(d))) for d in divergences)
+    if total < 1e-6 * len(flat):
+        return 0.0, 0.0
+    return float(flat[:math.ceil(len(flat) / 10)].sum()) / total, places / total
+
+
+def resampled(values, weights, draws) -> tuple[float, numpy.ndarray]:
+    """Weighted mean over prompts, as it is and for every row of prompts in `draws`; NaN where nothing has a weight."""
+    values, weights = numpy.asarray(values, float), numpy.asarray(weights, float)
+    mean = lambda v, w: (v * w).sum(-1) / numpy.where(w.sum(-1) > 0, w.sum(-1), numpy.nan)
+    return float(mean(values, weights)), mean(values[draws], weights[draws])
+
+
+def interval(estimate, replicates) -> list:
+    """[estimate, lower end, upper end] of the 95 % percentile interval, None where undefined."""
+    ends = numpy.nanpercentile(replicates, (2.5, 97.5)) if numpy.isfinite(replicates).any() else (math.nan, math.nan)
+    return [float(x) if math.isfinite(x) else None for x in (estimate, *ends)]
+
+
+# --- the signal ---
+
+def draw_peers(attempts, contexts, seed) -> tuple[dict[str, dict], list[list[int]]]:
+    """({context: {position: Peers}}, scored positions of each prompt): peers held out of what they help to score.
+
+    Were a rollout's peers drawn from all the others, as in training, a success would find one success fewer than a
+    failure does, and the score could know the verdict by counting. So each prompt gives up a pool (the successes and
+    failures that the largest context needs; three at random for that control), everything else is scored, and all of it
+    reads the same peers. A prompt that leaves no success or no failure to score is left out for every context.
+    Truncated rollouts and those without text are neither shown nor scored.
+    """
+    texts = [peer_context.strip_thinking(a.text) for a in attempts]
+    usable = [i for i, a in enumerate(attempts) if a.rollout.stopped and texts[i]]
+    n_success = max(SIGNAL[c][0] if c in SIGNAL else 3 * (c == "success_only") for c in contexts)
+    n_failure = max(SIGNAL[c][1] if c in SIGNAL else 0 for c in contexts)
+    peers, scored = {c: {} for c in contexts}, []
+    for mates in grouped(usable, of=lambda i: attempts[i].group):
+        group, key = attempts[mates[0]].group, attempts[mates[0]].problem.key
+        rng = random.Random(repr((seed, "pool", key)))
+        draw = lambda candidates, n: peer_context.draw(candidates, n, texts, rng)
+        right = draw([i for i in mates if attempts[i].success], n_success)
+        wrong = draw([i for i in mates if not attempts[i].success], n_failure)
+        mixture = draw(mates, 3 * ("random" in contexts))
+        strangers = draw([i for i in usable if attempts[i].success and attempts[i].group != group], 3)
+        rest = [i for i in mates if i not in {*right, *wrong, *mixture}]
+        full = len(right) == n_success and len(wrong) == n_failure and (
+            len(strangers) == 3 or "unrelated" not in contexts)
+        if full and len({attempts[i].success for i in rest}) == 2:
+            scored.append(rest)
+            shown = {c: (right[:n], wrong[:m]) for c, (n, m) in SIGNAL.items()} | {
+                "random": (mixture[:2], mixture[2:]), "unrelated": (strangers, ()), "success_only": (right[:3], ())}
+            for c in contexts:
+                peers[c].update(dict.fromkeys(rest, peer_context.Peers(*shown[c])))
+    return peers, scored
+
+
+def read_contexts(run, attempts, peers) -> tuple[dict[str, list], set[int]]:
+    """({context: a Reading for each attempt that has peers there}, positions that lost a peer for want of room)."""
+    s, readings, lost = run.settings, {}, set()
+    for c, chosen in peers.items():
+        copies = [replace(a, peers=chosen.get(i, peer_context.Peers((), ())), feedback="", weight=float(i in chosen))
+                  for i, a in enumerate(attempts)]
+        mopd.write_contexts(copies, run.teacher, peer_tokens=s.peer_tokens, longest=mopd.max_length(run.teacher.model))
+        lost |= {i for i in chosen if not copies[i].weight or copies[i].peers != chosen[i]}
+        readings[c] = report.read_tokens(run.student, run.teacher, copies, temperature=s.temperature,
+                                         budget=s.micro_tokens, autocast=run.autocast)
+    return readings, lost
+
+
+def measure_signal(run, attempts, *, contexts=(*SIGNAL, *CONTROLS), resamples=2000) -> dict:
+    """Agreement of the teacher's scores with the verdicts over one fixed set of rollouts, context by context.
+
+    Every number is [estimate, lower, upper] with a 95 % bootstrap interval over prompts; all contexts share the draws,
+    so differences are paired. "leave-one-out" is the AUC of the same rollouts where each is itself one of the peers and
+    so reads one fewer of its own kind. ValueError where fewer than two prompts can be used.
+    """
+    peers, groups = draw_peers(attempts, contexts, run.settings.seed)
+    readings, lost = read_contexts(run, attempts, peers)
+    groups = [[i for i in mates if i not in lost] for mates in groups]
+    groups = [mates for mates in groups if len({attempts[i].success for i in mates}) == 2]
+    if len(groups) < 2:
+        raise ValueError(f"{len(groups)} of {len(grouped(attempts))} prompts have successes and failures to spare for "
+                         "every context: more --problems, more --rollouts, or easier problems")
+    draws = numpy.random.default_rng(run.settings.seed).integers(0, len(groups), (resamples, len(groups)))
+    flat = [i for mates in groups for i in mates]
+    length = {i: len(attempts[i].rollout.ids) for i in flat}
+
+    def measures(score):
+        columns = [agreement(*zip(*((score[i], attempts[i].success, length[i]) for i in mates))) for mates in groups]
+        return {m: resampled(*zip(*(column[m] for column in columns)), draws) for m in MEASURES}
+
+    auc = lambda score: interval(*measures(score)["AUC"])
+    tables, differences = {}, {}
+    for kind in ("log-probability", "log-ratio"):
+        base = {i: float(readings["none"][i].teacher.mean()) * (kind == "log-ratio") for i in flat}
+        score = {c: {i: float(readings[c][i].teacher.mean()) - base[i] for i in flat} for c in contexts}
+        found = {c: measures(score[c]) for c in contexts if (kind, c) != ("log-ratio", "none")}
+        table = tables[kind] = {c: {m: interval(*pair) for m, pair in row.items()} for c, row in found.items()}
+        for c in table:
+            if set(LEAVE_ONE_OUT.get(c, ("",))) <= set(contexts):
+                reads = dict(zip((True, False), LEAVE_ONE_OUT[c]))
+                table[c]["leave-one-out"] = auc({i: score[reads[attempts[i].success]][i] for i in flat})
+            table[c]["strongest tenth"], table[c]["position"] = where([readings[c][i].divergence for i in flat])
+        differences[kind] = {f"{b} - {a}": interval(*(y - x for x, y in zip(found[a]["AUC"], found[b]["AUC"])))
+                             for a, b in itertools.combinations(found, 2)}
+    shown = lambda i: {attempts[j].text for chosen in peers.values() for j in chosen[i].successes + chosen[i].failures}
+    right = [[attempts[i].success for i in mates] for mates in groups]
+    return {"prompts": len(grouped(attempts)), "prompts_used": len(groups), "rollouts_used": len(flat),
+            "chance": float(numpy.mean([sum(v) / len(v) for v in right])), "resamples": resamples,
+            "copies": sum(attempts[i].text in shown(i) for i in flat) / len(flat),
+            "shorter is better": auc({i: -length[i] for i in flat}), "tables": tables, "AUC differences": differences}
+
+
+def print_signal(result):
+    cell = lambda x: "-" if x is None or x[0] is None else f"{x[0]:.2f} [{x[1]:.2f}, {x[2]:.2f}]"
+    print(f"{result['prompts_used']} of {result['prompts']} prompts and {result['rollouts_used']} rollouts, the same "
+          f"for every context, {result['chance']:.2f} of them right.\nAUC of shortness alone "
+          f"{cell(result['shorter is better'])}; {result['copies']:.0%} have the text of a peer of some context.")
+    wide, narrow = ("AUC", "AUC, like length", "leave-one-out"), ("pairs", "Spearman", "Kendall", "top-1")
+    for kind, table in result["tables"].items():
+        print(f"\n{kind:16s}" + "".join(f"{name:>19s}" for name in wide)
+              + "".join(f"{name:>9s}" for name in narrow) + " strongest  position")
+        for c, row in table.items():
+            print(f"{c:16s}" + "".join(f"{cell(row.get(name)):>19s}" for name in wide)
+                  + "".join(f"{row[name][0]:9.2f}" for name in narrow)
+                  + f"{row['strongest tenth']:10.2f}{row['position']:10.2f}")
+        print("AUC, paired:")
+        for name, x in result["AUC differences"][kind].items():
+            if "2 + 1" in name or name.endswith("- none"):
+                print(f"  {name:28s}{cell(x)}")
+
+
+def sample_groups(run) -> list[mopd.Attempt]:
+    """The rollouts of a first training step."""
+    s = run.settings
+    return mopd.sample(run.student, run.tokenizer, train.batch_of(run.train, 1, s), k=s.rollouts, task=s.task,
+                       seed=train.sampler_seed(s, 1), max_new_tokens=s.max_new_tokens, temperature=s.temperature,
+                       autocast=run.autocast)
+
+
+# --- preflight ---
+
+DOUBTS = (                                       # (when, what to do), filled in from the numbers of `preflight`
+    (lambda r: r["all_wrong"] > 0.75, "groups are {all_wrong:.0%} all-wrong: easier problems or larger --rollouts"),
+    (lambda r: r["all_right"] > 0.75, "groups are {all_right:.0%} all-right, little is left to learn: harder problems"),
+    (lambda r: r["truncated"] > 0.25, "{truncated:.0%} of the rollouts are cut and no use: raise --max-new-tokens"),
+    (lambda r: r["weighted"] < 0.5, "only {weighted:.0%} of the rollouts have a peer to learn from: larger --rollouts"),
+    (lambda r: r["teacher_gain"] is not None and r["teacher_gain"] < 0.02,
+     "the teacher gains nothing from what it reads ({teacher_gain:+.2f}): a larger model or another prompt"),
+    (lambda r: r["auc"] is not None and r["auc"][0] < 0.55,
+     "its scores hardly tell right from wrong (AUC {auc[0]:.2f}): the gradient would be noise"),
+    (lambda r: r["divergence"] < 1e-4, "teacher and student agree on every token: there is no signal to learn from"),
+)
+
+
+def mean(values):
+    """The mean of a list, None of an empty one."""
+    return sum(values) / len(values) if values else None
+
+
+def teacher_success(run, copies, *, per_group=2) -> dict[int, float]:
+    """{group: success rate of the teacher that writes answers itself after what it reads}, where it reads anything."""
+    s, rows = run.settings, []
+    for mates in grouped(copies):
+        rows += [a for a in mates if a.weight][:per_group]
+    groups = generate(run.teacher.model, [a.teacher_ids for a in rows], 1, max_new_tokens=s.max_new_tokens, seed=s.seed,
+                      stop_ids=mopd.stop_ids(run.teacher.model, run.teacher.tokenizer), temperature=s.temperature)
+    rollouts = [rollout for group in groups for rollout in group]
+    texts = [mopd.completion_text(run.tokenizer, r.ids[:-1] if r.stopped else r.ids) for r in rollouts]
+    verdicts = verify_batch(s.task, texts, [a.problem.answer for a in rows])
+    right = {}
+    for a, rollout, verdict in zip(rows, rollouts, verdicts):
+        right.setdefault(a.group, []).append(verdict.correct and rollout.stopped)
+    return {group: mean(found) for group, found in right.items()}
+
+
+def teacher_table(run, versions, student) -> dict[str, dict]:
+    """By context: success of the teacher that writes after it, of the teacher without peers and of the student, all on
+    the problems where there is such a context."""
+    rates = {c: teacher_success(run, copies) for c, copies in versions.items()}
+    return {c: {"problems": len(rate), "teacher": mean(list(rate.values())),
+                "student": mean([student[g] for g in rate]),
+                "bare": mean([rates["none"][g] for g in rate if g in rates["none"]])} for c, rate in rates.items()}
+
+
+def preflight(run, attempts) -> dict:
+    """What can be known before training, from the rollouts of one step; `doubts` are the reasons not to train so.
+
+    `predicted_gain`: the share of rollouts with a weight, times how much more often the teacher is right, where it
+    writes the answer itself after what it reads, than the student is on the same problems. `gap`: mean log teacher -
+    log student on the student's tokens (arXiv 2605.30070 finds that it predicts the final gain).
+    """
+    s, seed = run.settings, train.sampler_seed(run.settings, 1)
+    mopd.plan(attempts, method=s.method, peers=s.peers, feedback=s.feedback, seed=seed)
+    mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens, longest=mopd.max_length(run.teacher.model))
+    student = {mates[0].group: mean([a.success for a in mates]) for mates in grouped(attempts)}
+    teacher = teacher_table(run, report.with_contexts(run, attempts, seed), student)
+    readings = [r for r in report.read_tokens(run.student, run.teacher, attempts, temperature=s.temperature,
+                                              budget=s.micro_tokens, autocast=run.autocast) if r]
+    tokens = lambda name: numpy.concatenate([getattr(r, name) for r in readings] or [numpy.zeros(1)])
+    try:
+        signal = measure_signal(run, attempts, contexts=("none", "1 + 1"))
+    except ValueError:                                           # too few prompts: print_preflight says so
+        signal = {}
+    own = teacher["none" if s.method == "opd" else s.peers or s.method]
+    lead = own["teacher"] - own["student"] if own["problems"] else None
+    rates, weighted = list(student.values()), mean([a.weight > 0 for a in attempts])
+    result = {"success": mean(rates), "mixed": mean([0 < x < 1 for x in rates]),
+              "all_wrong": mean([x == 0 for x in rates]), "all_right": mean([x == 1 for x in rates]),
+              "truncated": mean([not a.rollout.stopped for a in attempts]), "weighted": weighted,
+              "teacher": teacher, "teacher_gain": lead, "predicted_gain": weighted * (lead or 0.0),
+              "gap": float((tokens("teacher") - tokens("student")).mean()),
+              "divergence": float(tokens("divergence").mean()), "auc_prompts": signal.get("prompts_used"),
+              "auc": signal["tables"]["log-ratio"]["1 + 1"]["AUC"] if signal else None}
+    return result | {"doubts": [text.format(**result) for when, text in DOUBTS if when(result)]}
+
+
+def print_preflight(r):
+    print(f"student: {r['success']:.3f} right; groups {r['mixed']:.0%} mixed, {r['all_wrong']:.0%} all wrong, "
+          f"{r['all_right']:.0%} all right; {r['truncated']:.0%} truncated; {r['weighted']:.0%} have peers")
+    for c, x in r["teacher"].items():
+        if x["problems"]:
+            print(f"teacher that reads {c:12s} {x['teacher']:.3f} right when it writes itself, on {x['problems']} "
+                  f"problems (without peers {x['bare']:.3f}, the student {x['student']:.3f})")
+    print(f"on the student's tokens: log teacher - log student {r['gap']:+.3f} on average, divergence "
+          f"{r['divergence']:.4f}; AUC after 1 success + 1 failure "
+          + ("unknown: too few groups with successes and failures to spare" if r["auc"] is None else
+             f"{r['auc'][0]:.2f} [{r['auc'][1]:.2f}, {r['auc'][2]:.2f}] over {r['auc_prompts']} prompts"))
+    print(f"success that the student could take over from its teacher: {r['predicted_gain']:+.3f}")
+    print("\n".join(["verdict: not like this, because", *(f"- {reason}" for reason in r["doubts"])]) if r["doubts"] else
+          "verdict: train; nothing here speaks against it")
+
+
+# --- command line ---
+
+def parse(arguments):
+    """(our options, the flags left for train.py)"""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    page = commands.add_parser("report", help="write OUT/report.html", allow_abbrev=False)
+    page.add_argument("folders", nargs="+", metavar="OUT", help="run folders; the page goes into the first")
+    group = commands.add_parser("show", help="one group of coloured tokens in the terminal", allow_abbrev=False)
+    group.add_argument("folder", metavar="OUT")
+    group.add_argument("--step", type=int, help="a step that was evaluated (default: the last)")
+    group.add_argument("--context", default="contrastive", help="what the teacher reads (default contrastive)")
+    for name, help in (("signal", "do the teacher's scores agree with the verdicts?"),
+                       ("preflight", "will training help this model on these problems?")):
+        one = commands.add_parser(name, help=help, allow_abbrev=False, epilog="Takes every flag of train.py but --out"
+                                  + "; here 64 --problems and 32 --rollouts by default." * (name == "signal"))
+        one.add_argument("--out", type=Path, help="write the numbers to this JSON file")
+        if name == "signal":
+            one.add_argument("--resamples", type=int, default=2000, help="bootstrap draws (default 2000)")
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command in ("report", "show"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options, rest
+
+
+def main(arguments=None):
+    options, rest = parse(arguments)
+    try:
+        if options.command == "report":
+            return print(report.write_report(options.folders))
+        if options.command == "show":
+            return report.show(options.folder, step=options.step, context=options.context)
+        # Signal holds peers out of the groups it scores, so it needs larger groups than training; later flags win.
+        settings = train.parse(["--problems", "64", "--rollouts", "32", *rest] if options.command == "signal" else rest)
+        if not settings.teaches:
+            raise ValueError(f"--method {settings.method} has no teacher to look at: use mopd, sdpo or opd")
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        run = train.prepare(settings)
+        attempts = sample_groups(run)
+        if options.command == "signal":
+            result = measure_signal(run, attempts, resamples=options.resamples)
+        else:
+            result = preflight(run, attempts)
+    except (ValueError, OSError) as error:
+        print(f"analyze.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    {"signal": print_signal, "preflight": print_preflight}[options.command](result)
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

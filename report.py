@@ -1,0 +1,513 @@
+"""Look at a run: the lines it prints, monitors, the token view, and a page of its own without network or packages.
+
+The token view shows every token of some rollouts coloured by what the teacher thinks of it, the log-ratio
+
+    log teacher(y_t | problem, peers, y_<t) - log student(y_t | problem, y_<t)
+
+with the peers that training would choose, context by context. `token_view` records it, `write_report` puts it and the
+curves of one or more runs into report.html, `show` prints it in the terminal. Needs a run's metrics.jsonl and
+tokens.jsonl, mopd.py and loss.py; knows nothing of data files, optimizers or checkpoints.
+
+    python analyze.py report OUT [OUT2 ...]
+    python analyze.py show OUT --step 30
+"""
+
+import collections
+import contextlib
+import functools
+import html
+import itertools
+import json
+import math
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy
+import torch
+
+import mopd
+import peer_context
+import verifiers
+from loss import distill_loss
+
+VIEW_GROUPS, VIEW_TOKENS = 3, 400                # groups of an evaluated step in the token view; tokens of each rollout
+CONTEXTS = {"none": dict(method="opd"), "positive": dict(method="mopd", peers="positive"),          # for mopd.plan
+            "contrastive": dict(method="mopd", peers="contrastive")}
+PAGE_BYTES = 4_500_000                           # token data beyond this stay out of the page, oldest first
+TEMPLATE = Path(__file__).with_name("report.html")
+
+
+# --- what a run prints and records ---
+
+def announce(run):
+    """The run's arithmetic, before any work."""
+    s, mega = run.settings, 2**20
+    parameters, vocabulary = sum(p.numel() for p in run.student.parameters()), len(mopd.head(run.student))
+    copies, rows = 4 + (run.teacher.kind in ("ema", "frozen")), s.problems * s.rollouts
+    print(f"{s.method}{f' ({s.peers})' if s.peers else ''} on {s.task}: {s.model}, {parameters / 1e6:.1f}M parameters, "
+          f"{s.device} in {s.dtype}; {len(run.train)} training and {len(run.held_out)} evaluation problems")
+    print(f"{s.steps} steps of {s.problems} problems x {s.rollouts} rollouts = {rows} rollouts, "
+          f"at most {rows * s.max_new_tokens:,} new tokens a step")
+    print(f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} {parameters * 4 * copies / mega:,.0f} "
+          f"MiB; all logits of a step would be {rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, "
+          f"256 tokens of it, a chunk of the loss, are {256 * vocabulary * 4 / mega:,.1f} MiB")
+    if s.task == "code":
+        print(verifiers.describe_isolation())
+    print(f"run folder: {run.out}")
+
+
+def line_of(m) -> str:
+    number = lambda value, form: "-" if value is None else format(value, form)
+    odd = "".join(f"  {name} {m[name]}" for name in ("peers_shortened", "peers_dropped", "empty_slots", "leaks",
+                                                      "oom_retries") if m.get(name))
+    return (f"step {m['step']:4d}  loss {m['loss']:.4f}  success {m['success']:.3f}  groups mixed/right/wrong "
+            f"{m['groups_mixed']}/{m['groups_all_right']}/{m['groups_all_wrong']}  unweighted {m['unweighted']}  "
+            f"truncated {m['truncated']}  length {m['mean_completion_length']:.1f}  "
+            f"|g| {number(m['grad_norm'], '.3f')}  {sum(m['seconds'].values()):.1f}s{odd}")
+
+
+def sample_records(step, attempts) -> list[dict]:
+    """One record per group: the texts, verdicts, peers (positions in the step) and teacher prompts of this step."""
+    return [{"step": step, "problem": mates[0][1].problem.key, "prompt": mates[0][1].problem.prompt, "attempts": [
+                {"position": i, "text": a.text, "stopped": a.rollout.stopped, "correct": a.verdict.correct,
+                 "answer": a.verdict.answer, "feedback": a.verdict.feedback, "successes": a.peers.successes,
+                 "failures": a.peers.failures, "teacher_prompt": a.teacher_text, "weight": a.weight} for i, a in mates]}
+            for mates in grouped(enumerate(attempts), of=lambda pair: pair[1].group)]
+
+
+def grouped(items, *, of=lambda a: a.group) -> list[list]:
+    """The items in lists of equal `of`, in the order in which these first appear."""
+    groups = {}
+    for item in items:
+        groups.setdefault(of(item), []).append(item)
+    return list(groups.values())
+
+
+def example_of(attempts):
+    """(a success, a failure) of one group, None where there is no mixed group."""
+    for mates in grouped(attempts):
+        success, failure = (next((a for a in mates if a.success is wanted), None) for wanted in (True, False))
+        if success and failure:
+            return success, failure
+    return None
+
+
+def summarise(run, example):
+    """The end of a run: a group and what its teacher read, before and after, where things are, what to try next."""
+    if example:
+        success, failure = example
+        print(f"--- a problem\n{failure.problem.prompt}\n--- a success\n{success.text}\n--- a failure\n{failure.text}")
+        if failure.teacher_text:
+            print(f"--- what the teacher read before it scored this failure token by token\n{failure.teacher_text}")
+        print("---")
+    evaluations = [record for record in read_records(run.out / "metrics.jsonl") if "eval_k" in record]
+    if evaluations:
+        first, last = evaluations[0], evaluations[-1]
+        for name in ("mean", "pass"):
+            before, after = first[f"eval_{name}_at_k"], last[f"eval_{name}_at_k"]
+            print(f"held-out {name}@{last['eval_k']}: {before:.3f} at step {first['step']}, "
+                  f"{after:.3f} at step {last['step']}")
+    print(f"curves and coloured tokens: {write_report([run.out])}")
+    print(f"metrics, samples and checkpoints: {run.out}")
+    print("next: another --task, --peers positive, --method grpo, or your own --model and --data (README.md)")
+
+
+def read_records(path) -> list[dict]:
+    """The records of a JSON Lines file; what cannot be read is left out and counted: a broken run is looked at, too."""
+    records, lost, finite = [], 0, lambda text: value if math.isfinite(value := float(text)) else None
+    for line in filter(bytes.strip, Path(path).read_bytes().split(b"\n") if Path(path).is_file() else ()):
+        try:
+            records.append(json.loads(line.decode("utf-8"), parse_constant=finite, parse_float=finite))
+        except (ValueError, RecursionError):
+            lost += 1
+    kept = [r for r in records if isinstance(r, dict) and isinstance(r.get("step"), int)]
+    if lost + len(records) - len(kept):
+        print(f"{path}: {lost + len(records) - len(kept)} lines cannot be read and are left out")
+    return kept
+
+
+# --- monitors ---
+
+WINDOW = 5                                       # steps over which "now" and "at the start" are averaged
+# (metric, what is a collapse: its values now and at the start, whether success has risen by 0.1; the usual cause)
+MONITORS = (
+    ("distinct_answers", lambda now, start, better: now < start / 2 and not better,
+     "the rollouts of a group agree without being right: lower --lr, more --rollouts"),
+    ("distinct_texts", lambda now, start, better: now < start / 2 and not better,
+     "the rollouts of a group are copies of each other: lower --lr, a slower or frozen teacher"),
+    ("group_pass", lambda now, start, better: now < start - 0.2,
+     "fewer problems are solved by any rollout, the student forgets: lower --lr or --ema-rate"),
+    ("length_p95", lambda now, start, better: now > 2 * start or now < start / 4,
+     "completions run away or shrink: see in samples.jsonl whether the teacher's peers do, too"),
+    ("truncated_share", lambda now, start, better: now > 0.25 and now > start + 0.1,
+     "completions no longer end, and one that is cut teaches nobody: raise --max-new-tokens"),
+    ("leak_share", lambda now, start, better: now > 0.05 and now > 2 * start,
+     "completions speak of peers they never saw: the student copies the teacher's manner"),
+    ("sampled_entropy", lambda now, start, better: now < start / 5 and not better,
+     "the student is sure of itself and no better: lower --lr, or --divergence forward"),
+    ("teacher_gap", lambda now, start, better: now < 5 * start - 0.05,
+     "student and teacher part: lower --lr, or let the teacher follow (--teacher ema, a higher --ema-rate)"),
+    ("teacher_gap", lambda now, start, better: start < 0 and now > start / 20 and not better,
+     "the teacher says what the student says before that is right: it follows too fast, lower --ema-rate"),
+)
+
+
+def is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def derived(metrics) -> dict:
+    """The metrics of a step with the shares that its counts imply; what is not there is left out."""
+    m = {name: value for name, value in metrics.items() if is_number(value)}
+    groups = sum(m.get(f"groups_{kind}", 0) for kind in ("mixed", "all_right", "all_wrong"))
+    rollouts = m.get("completion_tokens", 0) / (m.get("mean_completion_length") or 1)
+    parts = [("mixed_share", "groups_mixed", groups), ("all_right_share", "groups_all_right", groups),
+             ("all_wrong_share", "groups_all_wrong", groups), ("truncated_share", "truncated", rollouts),
+             ("leak_share", "leaks", rollouts), ("unweighted_share", "unweighted", rollouts),
+             ("lone_share", "lone_success", rollouts)]
+    m |= {share: m[name] / of for share, name, of in parts if name in m and of}
+    return m | ({"group_pass": 1 - m["all_wrong_share"]} if "all_wrong_share" in m else {})
+
+
+def monitor(past=()):
+    """A function that takes the metrics of one step after another and returns the warnings that are new.
+
+    Each monitor warns once in a run. past: the records before a resume, whose warnings have been printed.
+    """
+    first, last, said = [], collections.deque(maxlen=WINDOW), set()
+
+    def look(metrics) -> list[str]:
+        last.append(derived(metrics))
+        if len(first) < WINDOW:
+            first.append(last[-1])
+        mean = lambda steps, name: sum(m[name] for m in steps) / WINDOW
+        lines = []
+        for name, collapsed, cause in MONITORS:
+            if cause in said or len(last) < WINDOW or any({name, "success"} - m.keys() for m in (*first, *last)):
+                continue
+            now, start = mean(last, name), mean(first, name)
+            if collapsed(now, start, mean(last, "success") >= mean(first, "success") + 0.1):
+                said.add(cause)
+                lines.append(f"warning: step {metrics['step']}: {name} {now:.3g}, at the start {start:.3g}: {cause}")
+        return lines
+
+    for record in past:
+        if "loss" in record:
+            look(record)
+    return look
+
+
+# --- how student and teacher read tokens ---
+
+@dataclass
+class Reading:
+    """One attempt's tokens: log-probabilities and divergence (jsd), (T,) each; both sides' likeliest, T lists of
+    (id, log-probability)."""
+    student: numpy.ndarray
+    teacher: numpy.ndarray
+    divergence: numpy.ndarray
+    student_top: list
+    teacher_top: list
+
+
+@torch.no_grad()
+def read_tokens(student, teacher, attempts, *, temperature, budget, limit=None, top=0,
+                autocast=contextlib.nullcontext) -> list[Reading | None]:
+    """A Reading of each attempt's first `limit` tokens under its teacher_ids; None for one without a weight.
+
+    Same passes, temperature and common vocabulary as in training; no gradients, no random numbers. budget: tokens,
+    padding included, that go through the models at once. top: how many of the likeliest tokens to keep.
+    """
+    found, rows = {}, slice(teacher.vocabulary)
+    for batch in mopd.microbatches(attempts, budget):
+        completions = [a.rollout.ids[:limit] for a in batch]
+        with autocast():
+            read = mopd.hidden_states(teacher.model, [a.teacher_ids for a in batch], completions)
+            own = mopd.hidden_states(student, [a.rollout.prompt_ids for a in batch], completions)
+        ids = torch.tensor([t for c in completions for t in c], device=own.device)
+        sides = (own, mopd.head(student)[rows]), (read, mopd.head(teacher.model)[rows])
+        out = distill_loss(*sides[0], *sides[1], torch.zeros(len(ids), device=own.device), temperature=temperature,
+                           sampled_ids=ids)
+        values = torch.stack([out.student_logprobs, out.teacher_logprobs, out.divergence]).float().cpu().numpy()
+        tops = [likeliest(*side, temperature, top) for side in sides]
+        for a, end in zip(batch, itertools.accumulate(map(len, completions))):
+            span = slice(end - len(a.rollout.ids[:limit]), end)
+            found[id(a)] = Reading(*values[:, span], *(side[span] for side in tops))
+    return [found.get(id(a)) for a in attempts]
+
+
+def likeliest(hidden, matrix, temperature, top) -> list[list[tuple[int, float]]]:
+    """The `top` likeliest tokens at each position with their log-probabilities, 64 positions at a time."""
+    found, matrix = [], matrix.to(hidden.dtype)
+    for part in hidden.split(64) if top else ():
+        best = ((part @ matrix.T).float() / temperature).log_softmax(-1).topk(top)
+        found += [list(zip(*pair)) for pair in zip(best.indices.tolist(), best.values.tolist())]
+    return found
+
+
+def with_contexts(run, attempts, seed) -> dict[str, list]:
+    """{context: copies of the attempts as `plan` and `write_contexts` leave them under it}.
+
+    Peers are those that training with this seed chooses; the run's own context is added where it is another one.
+    """
+    s, versions = run.settings, {}
+    for name, method in CONTEXTS.items():
+        versions[name] = [replace(a, peers=peer_context.Peers((), ()), feedback="", teacher_text="", teacher_ids=[])
+                          for a in attempts]
+        mopd.plan(versions[name], seed=seed, **method)
+        mopd.write_contexts(versions[name], run.teacher, peer_tokens=s.peer_tokens,
+                            longest=mopd.max_length(run.teacher.model))
+    if s.method == "sdpo" or (s.method == "mopd" and s.peers not in CONTEXTS):
+        versions[s.peers or s.method] = [replace(a) for a in attempts]
+    return versions
+
+
+# --- the token view ---
+
+def token_view(run, step, attempts, *, seed, seconds) -> list[dict]:
+    """What tokens.jsonl holds of a step, a record per group: every token as student and teacher read it, by context.
+
+    Up to VIEW_GROUPS groups, mixed ones first; the first VIEW_TOKENS tokens of each rollout. A rollout whose context
+    stays empty is read after the bare problem. Methods without a teacher show what a copy of the student would say.
+    Stands between sampling and update and changes neither; time goes into seconds["view"].
+    """
+    start, s = time.perf_counter(), run.settings
+    groups = sorted(grouped(attempts), key=lambda mates: len({a.success for a in mates}) == 1)[:VIEW_GROUPS]
+    records, text_of = [], token_texts(run.tokenizer)
+    for mates in groups:
+        first = next(i for i, a in enumerate(attempts) if a is mates[0])
+        versions, readings = with_contexts(run, mates, seed), {}
+        for name, copies in versions.items():
+            readings[name] = read_tokens(run.student, run.teacher, copies, temperature=s.temperature, limit=VIEW_TOKENS,
+                                         budget=s.micro_tokens, top=3, autocast=run.autocast)
+        if None in readings["none"]:            # too long for the teacher, or with a token that it does not know
+            continue
+        rows = []
+        for n, a in enumerate(mates):
+            ids, plain = a.rollout.ids[:VIEW_TOKENS], readings["none"][n]
+            rows.append({"number": n + 1, "right": a.success, "stopped": a.rollout.stopped, "answer": a.verdict.answer,
+                         "tokens": pieces(run.tokenizer, ids), "cut": len(a.rollout.ids) - len(ids),
+                         "student": short(plain.student), "likely": list(map(text_of, plain.student_top)),
+                         "contexts": {name: context_record(readings[name][n] or plain, copies[n], len(mates), text_of,
+                                                           first=0 if name in CONTEXTS else first)
+                                      for name, copies in versions.items()}})
+        records.append({"step": step, "problem": mates[0].problem.key, "prompt": mates[0].problem.prompt,
+                        "teacher": run.teacher.kind if s.teaches else "none; a copy of the student", "attempts": rows})
+    seconds["view"] = time.perf_counter() - start
+    return records
+
+
+def context_record(reading, attempt, size, text_of, *, first) -> dict:
+    """One rollout under one context. Peers are numbers in the group, whose `size` positions begin at `first`, 0 for one
+    of another problem; `likely` is None where the teacher says what the student says."""
+    number = lambda p: p - first + 1 if 0 <= p - first < size else 0
+    return {"successes": list(map(number, attempt.peers.successes)), "prompt": attempt.teacher_text,
+            "failures": list(map(number, attempt.peers.failures)),
+            "teacher": short(reading.teacher), "divergence": short(reading.divergence),
+            "likely": [text_of(best) if d >= 0.0005 else None
+                       for best, d in zip(reading.teacher_top, reading.divergence)]}
+
+
+def short(values) -> list:
+    return [round(float(v), 3) if math.isfinite(v) else None for v in values]
+
+
+def token_texts(tokenizer):
+    """A function from [(id, log-probability)] to [[text, rounded log-probability]]."""
+    text = functools.cache(lambda token: tokenizer.decode([token], clean_up_tokenization_spaces=False))
+    return lambda pairs: [[text(token), *short([value])] for token, value in pairs]
+
+
+def pieces(tokenizer, ids) -> list[str]:
+    """The text that each token adds, so that they join to the whole: decoded behind the tokens before it, because many
+    tokenizers drop a leading space. A character spread over several tokens stands at the last of them."""
+    decode, found = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False), []
+    for t in range(len(ids)):
+        window = ids[max(0, t - 8):t]
+        before, after = decode(window).rstrip("\ufffd") if window else "", decode([*window, ids[t]])
+        found.append((after[len(before):] if after.startswith(before) else decode([ids[t]])).rstrip("\ufffd"))
+    return found
+
+
+# --- the terminal view ---
+
+BLUES, REDS = (189, 153, 117, 75, 33), (224, 217, 210, 203, 196)            # 256-colour backgrounds, weak to strong
+
+
+def show(folder, *, step=None, context="contrastive", colour=None):
+    """Print the first recorded group of a step (default the last); without colour, tokens carry strong log-ratios."""
+    records = read_records(Path(folder) / "tokens.jsonl")
+    steps = sorted({r["step"] for r in records})
+    if not records or step not in (None, *steps):
+        raise ValueError(f"{folder} has no tokens of {'any step' if step is None else f'step {step}'}"
+                         + (f": choose from {', '.join(map(str, steps))}" if steps else ""))
+    record = next(r for r in records if r["step"] == (steps[-1] if step is None else step))
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") if colour is None else colour
+    clean = lambda text: "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)     # no escape codes
+    print(f"step {record['step']}, problem {record['problem']}, teacher: {record['teacher']}, context: {context}\n"
+          f"{clean(record['prompt'])}")
+    for a in record["attempts"]:
+        if context not in a["contexts"]:
+            raise ValueError(f"--context {context}: this run has {', '.join(a['contexts'])}")
+        c = a["contexts"][context]
+        print(f"\n#{a['number']} {'right' if a['right'] else 'wrong'}, {peers_of(c)}")
+        for text, teacher, student in zip(a["tokens"], c["teacher"], a["student"]):
+            ratio = (teacher or 0) - (student or 0)
+            level = min(4, int(abs(ratio) * 2))
+            if colour and abs(ratio) >= 0.1:
+                text = f"\x1b[30;48;5;{(BLUES if ratio > 0 else REDS)[level]}m{clean(text)}\x1b[0m"
+            else:
+                text = clean(text) + (f"[{ratio:+.1f}]" if abs(ratio) >= 0.5 else "")
+            print(text, end="")
+        print(f" [{a['cut']} more tokens]" if a["cut"] else "")
+    print("\nblue or +: the teacher wants more of this token; red or -: less")
+
+
+def peers_of(context) -> str:
+    name = lambda n: f"#{n}" if n else "another problem's"
+    seen = [f"{name(n)} as right" for n in context["successes"]] + [f"{name(n)} as wrong" for n in context["failures"]]
+    return f"the teacher reads {', '.join(seen) or 'the problem alone'}"
+
+
+# --- the page ---
+
+CHARTS = (                                       # title, {label: metric}
+    ("Training success", {"mean@k": "success", "pass@k": "group_pass"}),
+    ("Held-out success", {"mean@k": "eval_mean_at_k", "pass@k": "eval_pass_at_k"}),
+    ("Groups, share", {"mixed": "mixed_share", "all right": "all_right_share", "all wrong": "all_wrong_share"}),
+    ("Loss (a divergence: it need not fall)", {"loss": "loss"}),
+    ("Teacher - student log-probability of sampled tokens", {"gap": "teacher_gap"}),
+    ("Distinct per group", {"answers": "distinct_answers", "texts": "distinct_texts"}),
+    ("Entropy at the sampled tokens, nats", {"-log p of the sampler": "sampled_entropy"}),
+    ("Completion length, tokens", {"mean": "mean_completion_length", "95 %": "length_p95", "longest": "length_max"}),
+    ("Rollouts, share", {"truncated": "truncated_share", "nothing to learn from": "unweighted_share",
+                         "only success of its group": "lone_share", "leak phrases": "leak_share"}),
+    ("|log p trainer - log p sampler|", {"gap": "sampler_gap"}),
+    ("Gradient norm, before clipping", {"norm": "grad_norm"}),
+    ("Seconds per step", {name: name for name in ("rollout", "verify", "teacher", "student", "view")}),
+)
+TEACHERS = ("teacher", "ema_rate", "divergence", "top_k")
+SHOWN = ("task", "method", "peers", "model", "data", *TEACHERS, "lr", "steps", "problems", "rollouts", "max_new_tokens",
+         "seed")
+
+
+def curve(records, metric, most=400) -> list[tuple[float, float]]:
+    """(step, value) where the metric is a number; means of neighbours where there are more than `most`."""
+    points = [(r["step"], r[metric]) for r in records if is_number(r.get(metric))]
+    size = math.ceil(len(points) / most) or 1
+    return [tuple(map(float, numpy.mean(points[n:n + size], axis=0))) for n in range(0, len(points), size)]
+
+
+def ticks(low, high) -> list[float]:
+    """Round numbers from low to high, three to six of them."""
+    raw = (high - low) / 5 or 1.0
+    unit = 10 ** math.floor(math.log10(raw))
+    unit *= next(m for m in (1, 2, 5, 10) if m * unit >= raw * 0.999)
+    return [n * unit for n in range(math.ceil(low / unit - 1e-9), math.floor(high / unit + 1e-9) + 1)]
+
+
+def chart(title, lines) -> str:
+    """One figure; lines: (label, colour number, dash number, points), several runs' of one label under one entry of the
+    legend, which gives their last values. Empty text where there are no points."""
+    lines = [line for line in lines if line[3]]
+    if not lines:
+        return ""
+    xs, ys = ([point[axis] for line in lines for point in line[3]] for axis in (0, 1))
+    x0, x1, y0, y1 = min(0, *xs), max(*xs, 1), min(0, *ys), max(0, *ys)
+    y0, y1 = (y0, y1) if y1 > y0 else (y0, y0 + 1)
+    px, py = lambda x: 40 + 290 * (x - x0) / (x1 - x0), lambda y: 150 - 138 * (y - y0) / (y1 - y0)
+    parts = [f'<line x1="40" x2="330" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
+             f'<text x="35" y="{py(y) + 4:.1f}">{y:.3g}</text>' for y in ticks(y0, y1)]
+    parts += [f'<text class="x" x="{px(x):.1f}" y="167">{x:g}</text>' for x in ticks(x0, x1) if x == int(x)]
+    for _, colour, dash, points in lines:
+        path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
+        parts.append(f'<polyline class="c{colour % 6} d{dash % 4}" points="{path}"/>' if len(points) > 1 else
+                     f'<circle class="c{colour % 6}" r="3" cx="{px(points[0][0]):.1f}" cy="{py(points[0][1]):.1f}"/>')
+    key = ""
+    for same in grouped(lines, of=lambda line: line[0]):
+        look = f"d{same[0][2] % 4}" + (f" c{same[0][1] % 6}" if len(same) == 1 else "")
+        values = " ".join(f'<b class="c{colour % 6}">{points[-1][1]:.3g}</b>' for _, colour, _, points in same)
+        key += (f'<span><svg class="key" viewBox="0 0 22 8" aria-hidden="true"><polyline class="{look}" '
+                f'points="0,4 22,4"/></svg>{html.escape(same[0][0])} {values}</span>')
+    return (f'<figure><figcaption>{html.escape(title)}</figcaption><svg viewBox="0 0 340 172" role="img" '
+            f'aria-label="{html.escape(title)} by step">{"".join(parts)}</svg><div class="legend">{key}</div></figure>')
+
+
+def write_report(folders) -> Path:
+    """Write report.html into the first of the run folders: curves of all runs, tokens of as many steps as fit.
+
+    A folder of a broken or unfinished run gives what there is. ValueError where no folder holds any record.
+    """
+    folders = list(map(Path, folders))
+    runs = [read_run(folder) for folder in folders]
+    views = [{"run": run.name} | record for run in runs for record in run.views]
+    if not views and not any(run.records for run in runs):
+        raise ValueError(f"{', '.join(map(str, folders))}: no record in metrics.jsonl or tokens.jsonl, nothing to show")
+    kept, size = [], 0
+    for record in reversed(sorted(views, key=lambda r: r["step"])):
+        # Neither </script> nor <!-- may stand in there: they would end the element or change how it is read.
+        kept.append(json.dumps(record, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"))
+        size += len(kept[-1])
+        if size > PAGE_BYTES:
+            kept.pop()
+            break
+    lost = len(views) - len(kept)
+    note = f"The {lost} oldest of {len(views)} recorded groups are left out to keep the page small." if lost else ""
+    parts = {"TITLE": html.escape(", ".join(run.name for run in runs)), "NOTE": note,
+             "RUNS": "".join(itertools.starmap(run_summary, enumerate(runs))),
+             "CHARTS": "".join(figure(runs, title, metrics) for title, metrics in CHARTS),
+             "DATA": "[" + ",".join(reversed(kept)) + "]"}
+    # One pass, so that a mark inside what is filled in stays text.
+    page = re.sub("%(TITLE|NOTE|RUNS|CHARTS|DATA)%", lambda mark: parts[mark[1]], TEMPLATE.read_text("utf-8"))
+    path = folders[0] / "report.html"
+    path.write_text(page, "utf-8", errors="replace")
+    return path
+
+
+@dataclass
+class Record:
+    """What a run folder holds. steps: records of training steps with what they imply; seconds: their times by phase."""
+    name: str
+    config: dict
+    records: list
+    steps: list
+    seconds: list
+    warnings: list
+    views: list
+
+
+def read_run(folder) -> Record:
+    records, look = read_records(folder / "metrics.jsonl"), monitor()
+    config = {}
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        config = dict(json.loads((folder / "config.json").read_text("utf-8")))
+    steps = [derived(r) for r in records if is_number(r.get("loss"))]
+    return Record(folder.resolve().name, config, records, steps,
+                  [r["seconds"] | {"step": r["step"]} for r in records if isinstance(r.get("seconds"), dict)],
+                  [line for m in steps for line in look(m)],
+                  [r for r in read_records(folder / "tokens.jsonl") if isinstance(r.get("attempts"), list)])
+
+
+def figure(runs, title, metrics) -> str:
+    """One chart of all runs: colours tell runs apart and dashes quantities; of one run, colours tell quantities."""
+    lines = []
+    for (n, run), (j, (label, metric)) in itertools.product(enumerate(runs), enumerate(metrics.items())):
+        source = run.seconds if title.startswith("Seconds") else run.records if metric.startswith("eval") else run.steps
+        lines.append((label, *((n, j) if len(runs) > 1 else (j, 0)), curve(source, metric)))
+    return chart(title, lines)
+
+
+def run_summary(n, run) -> str:
+    """Settings, held-out success before and after, and the warnings of the n-th run."""
+    held = [r for r in run.records if is_number(r.get("eval_mean_at_k"))]
+    ends = (f"held-out mean@{held[0].get('eval_k')} {held[0]['eval_mean_at_k']:.3f} at step {held[0]['step']}, "
+            f"{held[-1]['eval_mean_at_k']:.3f} at step {held[-1]['step']}" if held else "no evaluation recorded")
+    idle = TEACHERS if run.config.get("method") in mopd.NO_TEACHER else ()
+    settings = ", ".join(f"{k} {run.config[k]}" for k in SHOWN if run.config.get(k) is not None and k not in idle)
+    return (f'<li class="run c{n % 6}"><div><b>{html.escape(run.name)}</b>: {html.escape(ends)}; {len(run.steps)} steps'
+            f'<br><small>{html.escape(settings) or "no config.json"}</small>'
+            + "".join(f"<br><em>{html.escape(line)}</em>" for line in run.warnings) + "</div></li>\n")
