@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 import mopd
+import parallel
 import tiny
 import verifiers
 from loss import DIVERGENCES
@@ -257,8 +258,8 @@ class Run:
     done: int = 0
 
 
-def prepare(settings) -> Run:
-    """Load and check everything; whatever can be refused is refused here, before any work."""
+def load(settings):
+    """(student, tokenizer, teacher, training, held-out problems); whatever can be refused is refused here."""
     s, out, held_out, external = settings, Path(settings.out), [], ()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not s.resume:
@@ -293,11 +294,19 @@ def prepare(settings) -> Run:
         if dropout:
             raise ValueError(f"--gradient-checkpointing would train under dropout: set {dropout[0]} to 0 in the config")
         student.gradient_checkpointing_enable()
-    teacher = mopd.make_teacher(s.teacher if s.teaches else "current", student.to(s.device), tokenizer, *external)
-    teacher.model.to(s.device)
+    teacher = mopd.make_teacher(s.teacher if s.teaches else "current", student, tokenizer, *external)
+    return student, tokenizer, teacher, train, held_out
+
+
+def prepare(settings) -> Run:
+    """Load and check everything, before any work."""
+    s = settings
+    student, tokenizer, teacher, train, held_out = parallel.in_turn(lambda: load(s))
+    for model in (student, teacher.model):
+        parallel.shard(model, device=s.device, dtype=s.dtype)
     optimizer = torch.optim.AdamW(student.parameters(), lr=s.lr, weight_decay=s.weight_decay)
     autocast = functools.partial(torch.autocast, torch.device(s.device).type, torch.bfloat16)
-    run = Run(s, out, student, tokenizer, teacher, optimizer, train, held_out,
+    run = Run(s, Path(s.out), student, tokenizer, teacher, optimizer, train, held_out,
               autocast if s.dtype == "bfloat16" else contextlib.nullcontext)
     if s.resume:
         restore(run)
@@ -307,6 +316,8 @@ def prepare(settings) -> Run:
 # --- the run folder: metrics, samples, checkpoints ---
 
 def append(path, record):
+    if not parallel.is_main():
+        return
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -325,17 +336,27 @@ def record_samples(path, step, attempts):
 def save(run, step):
     """Write OUT/step-N: model/, an ordinary save_pretrained folder, and state/. Older ones than the last --keep go."""
     final, staging = run.out / f"step-{step:06d}", run.out / f"step-{step:06d}.tmp"
-    shutil.rmtree(staging, ignore_errors=True)
-    (staging / "state").mkdir(parents=True)
-    run.student.save_pretrained(staging / "model")
+    if parallel.is_main():
+        shutil.rmtree(staging, ignore_errors=True)
+        (staging / "state").mkdir(parents=True)
+    parallel.wait()
+    parallel.write_state(staging / "state", run.student, run.optimizer, own_teacher(run))
+    weights = parallel.whole_weights(run.student)
+    if not parallel.is_main():
+        return
+    run.student.save_pretrained(staging / "model", state_dict=weights)
     run.tokenizer.save_pretrained(staging / "model")
-    copied = run.teacher.model.state_dict() if run.teacher.kind in ("ema", "frozen") else None
-    torch.save({"step": step, "optimizer": run.optimizer.state_dict(), "teacher": copied,
-                "settings": dataclasses.asdict(run.settings)}, staging / "state" / "state.pt")
+    facts = {"step": step, "settings": dataclasses.asdict(run.settings)}
+    (staging / "state" / "run.json").write_text(json.dumps(facts), "utf-8")
     shutil.rmtree(final, ignore_errors=True)
     staging.rename(final)                                        # a reader sees the whole checkpoint or none
     for old in sorted(run.out.glob("step-??????"))[:-run.settings.keep]:
         shutil.rmtree(old)
+
+
+def own_teacher(run):
+    """The teacher's model where the run would lose it: one that started as the student. None for the others."""
+    return run.teacher.model if run.teacher.kind in ("ema", "frozen") else None
 
 
 def restore(run):
@@ -344,16 +365,14 @@ def restore(run):
     if newest is None:
         print(f"nothing saved in {run.out} yet: starting afresh")
         return
-    state = torch.load(newest / "state" / "state.pt", map_location="cpu", weights_only=True)
+    state = json.loads((newest / "state" / "run.json").read_text("utf-8"))
     for name, value in state["settings"].items():
         if name not in MAY_CHANGE and getattr(run.settings, name, value) != value:
             raise ValueError(f"{flag(name)} is {getattr(run.settings, name)} now and was {value} in {newest}: "
                              "resume with the same settings")
     saved = AutoModelForCausalLM.from_pretrained(newest / "model", dtype=torch.float32)
-    run.student.load_state_dict(saved.state_dict())
-    if state["teacher"] is not None:
-        run.teacher.model.load_state_dict(state["teacher"])
-    run.optimizer.load_state_dict(state["optimizer"])
+    parallel.load_weights(run.student, saved.state_dict())
+    parallel.read_state(newest / "state", run.student, run.optimizer, own_teacher(run))
     run.done = state["step"]
     print(f"resuming from {newest}")
 
@@ -420,7 +439,7 @@ def train_step(run, step):
     lr, grad_norm = s.lr * min(1.0, step / max(1, s.warmup_steps)), None
     if metrics["scored_tokens"]:                        # else nothing to learn: momentum and EMA would move on alone
         parameters = run.student.parameters()                    # a non-finite gradient ends the run here, unused
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, s.grad_clip, error_if_nonfinite=True).item()
+        grad_norm = parallel.number(torch.nn.utils.clip_grad_norm_(parameters, s.grad_clip, error_if_nonfinite=True))
         for group in run.optimizer.param_groups:
             group["lr"] = lr
         run.optimizer.step()
@@ -438,8 +457,9 @@ def announce(run):
           f"{s.device} in {s.dtype}; {len(run.train)} training and {len(run.held_out)} evaluation problems")
     print(f"{s.steps} steps of {s.problems} problems x {s.rollouts} rollouts = {rows} rollouts, "
           f"at most {rows * s.max_new_tokens:,} new tokens a step")
+    shards = f", 1/{parallel.world()} of it in each process" if parallel.world() > 1 else ""
     print(f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} {parameters * 4 * copies / mega:,.0f} "
-          f"MiB; all logits of a step would be {rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, "
+          f"MiB{shards}; all logits of a step would be {rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, "
           f"256 tokens of it, a chunk of the loss, are {256 * vocabulary * 4 / mega:,.1f} MiB")
     if s.task == "code":
         print(verifiers.describe_isolation())
@@ -495,7 +515,8 @@ def train(run):
 
     if run.held_out and not run.done:
         evaluate_now(0)
-    for step in tqdm(range(run.done + 1, s.steps + 1), desc="steps", initial=run.done, total=s.steps, disable=None):
+    for step in tqdm(range(run.done + 1, s.steps + 1), desc="steps", initial=run.done, total=s.steps,
+                     disable=None if parallel.is_main() else True):
         metrics, attempts = train_step(run, step)
         example = example_of(attempts) or example
         append(run.out / "metrics.jsonl", metrics)
@@ -510,19 +531,25 @@ def train(run):
 
 
 def main(arguments=None):
-    settings = parse(arguments)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
+        parallel.join()
+        settings = parallel.in_turn(lambda: parse(arguments))
+        settings.out = parallel.gather([settings.out])[0]        # its default names the second
         run = prepare(settings)
     except (ValueError, OSError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
+        if parallel.is_main():
+            print(f"train.py: error: {error}", file=sys.stderr)
+        parallel.leave()
         sys.exit(2)
-    run.out.mkdir(parents=True, exist_ok=True)
-    rewind(run)
-    (run.out / "config.json").write_text(json.dumps(dataclasses.asdict(settings), indent=1) + "\n", "utf-8")
+    if parallel.is_main():
+        run.out.mkdir(parents=True, exist_ok=True)
+        rewind(run)
+        (run.out / "config.json").write_text(json.dumps(dataclasses.asdict(settings), indent=1) + "\n", "utf-8")
     announce(run)
     train(run)
+    parallel.leave()
 
 
 if __name__ == "__main__":
