@@ -29,6 +29,8 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
+import parallel
+
 try:
     import fcntl
 except ImportError:                                              # Windows
@@ -97,7 +99,7 @@ class Stop:
         if self.signal:
             return
         self.signal = number
-        if signal.SIGINT in self.before:
+        if signal.SIGINT in self.before and parallel.world() == 1:     # torchrun passes on what the terminal has sent
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         with contextlib.suppress(OSError):                       # a terminal that is gone
             os.write(2, f"\n{signal.Signals(number).name}: saving, then stopping (Ctrl-C: at once)\n".encode())
@@ -106,9 +108,11 @@ class Stop:
 
     @contextlib.contextmanager
     def abandonable(self):
-        self.may_raise = True
+        if parallel.agree(self.signal is not None):
+            raise Abandoned
+        self.may_raise = parallel.world() == 1                   # a process that left alone would leave others waiting
         try:
-            if self.signal:
+            if self.signal and self.may_raise:
                 raise Abandoned
             yield
         finally:
@@ -145,7 +149,8 @@ def within_memory(work, size, *, alone, name):
         try:
             return work(size), retries
         except RuntimeError as error:                            # the CPU's allocator has no exception of its own
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+            if not memory or parallel.world() > 1:               # the others are in the middle of it: all stop
                 raise
             if alone(size):
                 raise MemoryError(f"out of memory in {name} with one rollout at a time: {str(error).splitlines()[0]}")
@@ -166,14 +171,9 @@ def step_of(folder) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def write_state(folder, state):
-    folder.mkdir()
-    with open(folder / "state.pt", "wb") as file:                # given a path, torch does not say "disk full"
-        torch.save(state, file)
-
-
-def read_state(folder) -> dict:
-    return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+def own_teacher(run):
+    """The teacher's model where the run would lose it: one that started as the student. None for the others."""
+    return run.teacher.model if run.teacher.kind in ("ema", "frozen") else None
 
 
 def save(run):
@@ -183,30 +183,42 @@ def save(run):
     at any moment, sees the whole checkpoint or none. Raises OSError when it cannot; what was there stays as it was.
     """
     final = run.out / f"step-{run.done:06d}"
-    staging = run.out / f"{final.name}.tmp"
-    for dead in run.out.glob("step-*.tmp"):                      # of a run that died in here
-        shutil.rmtree(dead)
+    staging, main = run.out / f"{final.name}.tmp", parallel.is_main()
     try:
-        staging.mkdir()                                          # not its parents: a run folder gone is an error
-        run.student.save_pretrained(staging / "model")
-        run.tokenizer.save_pretrained(staging / "model")
-        copied = run.teacher.model.state_dict() if run.teacher.kind in ("ema", "frozen") else None
-        write_state(staging / "state", {"step": run.done, "optimizer": run.optimizer.state_dict(), "teacher": copied,
-                                        "settings": dataclasses.asdict(run.settings), "rows": run.rows})
-        write_manifest(staging)
-        for path in [*staging.rglob("*"), staging, *run.out.glob("*.jsonl")]:
-            sync(path)                                           # the lines up to this step too
+        if main:
+            for dead in run.out.glob("step-*.tmp"):              # of a run that died in here
+                shutil.rmtree(dead)
+            staging.mkdir()                                      # not its parents: a run folder gone is an error
+        parallel.wait()
+        parallel.write_state(staging / "state", run.student, run.optimizer, own_teacher(run))
+        weights = parallel.whole_weights(run.student)
+        if main:
+            run.student.save_pretrained(staging / "model", state_dict=weights)
+            run.tokenizer.save_pretrained(staging / "model")
+            facts = {"step": run.done, "settings": dataclasses.asdict(run.settings), "rows": run.rows}
+            (staging / "state" / "run.json").write_text(json.dumps(facts) + "\n", "utf-8")
+            write_manifest(staging)
+            for path in [*staging.rglob("*"), staging, *run.out.glob("*.jsonl")]:
+                sync(path)                                       # the lines up to this step too
     except Exception as error:                                   # torch and safetensors have their own for a full disk
         shutil.rmtree(staging, ignore_errors=True)
-        raise OSError(f"cannot save {final}: {str(error).strip().splitlines()[0]}") from error
-    if final.exists():
-        tqdm.write(f"{final} was damaged and is written anew")
-        discard(final)
-    staging.rename(final)
-    sync(run.out)
+        raise OSError(f"cannot save {final}: {reason(error)}") from error
+    if main:
+        if final.exists():
+            tqdm.write(f"{final} was damaged and is written anew")
+            discard(final)
+        staging.rename(final)
+        sync(run.out)
+        for old in [folder for folder in saved(run.out) if step_of(folder) <= run.done][:-run.settings.keep]:
+            discard(old)
     run.saved = run.done
-    for old in [folder for folder in saved(run.out) if step_of(folder) <= run.done][:-run.settings.keep]:
-        discard(old)
+
+
+def reason(error) -> str:
+    """The first line of an error; of torch's checkpoint errors, of the first process's own."""
+    for failure, *_ in getattr(error, "failures", {}).values():
+        return reason(failure)
+    return str(error).strip().splitlines()[0]
 
 
 def discard(folder):
@@ -273,25 +285,31 @@ def load(run, may_change):
 
     Raises ValueError where settings other than `may_change`, or the rows of the data, are not those of the checkpoint.
     """
-    newest = newest_whole(run.out)
+    newest, facts = parallel.in_turn(lambda: fitting(run, may_change))
     if newest is None:
         print(f"nothing saved in {run.out} yet: starting afresh")
         return
-    state = read_state(newest / "state")
-    for name, value in state["settings"].items():
+    weights = AutoModelForCausalLM.from_pretrained(newest / "model", dtype=torch.float32).state_dict()
+    parallel.load_weights(run.student, weights)
+    parallel.read_state(newest / "state", run.student, run.optimizer, own_teacher(run))
+    run.done = run.saved = facts["step"]
+    print(f"resuming from {newest}")
+
+
+def fitting(run, may_change):
+    """(the newest whole checkpoint, its run.json), refused where it is not this run's; (None, None) where none is."""
+    newest = newest_whole(run.out)
+    if newest is None:
+        return None, None
+    facts = json.loads((newest / "state" / "run.json").read_text("utf-8"))
+    for name, value in facts["settings"].items():
         now, option = getattr(run.settings, name, value), "--" + name.replace("_", "-")
         if name not in may_change and now != value:
             raise ValueError(f"{option} is {now} now and was {value} in {newest}: resume with the same settings")
-        if name in state["rows"] and now == value and run.rows[name] != state["rows"][name]:
+        if name in facts["rows"] and now == value and run.rows[name] != facts["rows"][name]:
             raise ValueError(f"{option} {now}: its rows are not those that {newest} was made with: "
                              "put the file back, or start a new run")
-    weights = AutoModelForCausalLM.from_pretrained(newest / "model", dtype=torch.float32).state_dict()
-    run.student.load_state_dict(weights)
-    if state["teacher"] is not None:
-        run.teacher.model.load_state_dict(state["teacher"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.done = run.saved = state["step"]
-    print(f"resuming from {newest}")
+    return newest, facts
 
 
 # --- files ---
@@ -319,6 +337,8 @@ def replace(path, blocks):
 
 def append(path, record):
     """Add one line to a JSON Lines file; OSError with its name where that is impossible."""
+    if not parallel.is_main():
+        return
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -7,7 +7,8 @@
 
 with D the Jensen-Shannon divergence by default and one normaliser in w for the whole step. The loss is a divergence,
 not a reward: it starts small and need not fall. `plan` is the one place where the methods differ (mopd, sdpo, opd,
-grpo, rft). Uses rollout.py, verifiers.py, peer_context.py and loss.py; knows nothing of data files or optimizers.
+grpo, rft). Uses rollout.py, verifiers.py, peer_context.py, loss.py and parallel.py (which does nothing in a single
+process); knows nothing of data files or optimizers.
 
 Differences from the paper: full-vocabulary divergence instead of the top 100 (`top_k=100` gives theirs); README.md has
 the whole list.
@@ -27,6 +28,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+import parallel
 import peer_context
 from loss import distill_loss, nll_loss
 from rollout import Rollout, generate
@@ -184,20 +186,27 @@ def completion_text(tokenizer, ids) -> str:
 
 def sample(student, tokenizer, problems, *, k, task, max_new_tokens, temperature=1.0, top_p=1.0, seed=0, max_rows=None,
            autocast=contextlib.nullcontext, seconds=None) -> list[Attempt]:
-    """K verified attempts for each problem, group after group; times go into seconds["rollout"] and ["verify"]."""
+    """K verified attempts for each problem, group after group; times go into seconds["rollout"] and ["verify"].
+
+    With several processes each samples and verifies its share of the problems, and all get all attempts; the wait for
+    the slowest counts as "verify".
+    """
     start = time.perf_counter()
-    with autocast():
-        groups = generate(student, [student_ids(tokenizer, p) for p in problems], k, max_new_tokens=max_new_tokens,
-                          stop_ids=stop_ids(student, tokenizer), temperature=temperature, top_p=top_p, seed=seed,
-                          keys=[p.key for p in problems], max_rows=max_rows)
+    mine = parallel.share(range(len(problems)))
+    with autocast(), parallel.gathered(student):
+        groups = generate(student, [student_ids(tokenizer, problems[g]) for g in mine], k,
+                          max_new_tokens=max_new_tokens, stop_ids=stop_ids(student, tokenizer),
+                          temperature=temperature, top_p=top_p, seed=seed, keys=[problems[g].key for g in mine],
+                          max_rows=max_rows)
     sampled = time.perf_counter()
-    flat = [(g, rollout) for g, group in enumerate(groups) for rollout in group]
+    flat = [(g, rollout) for g, group in zip(mine, groups) for rollout in group]
     written = [r.ids[:-1] if r.stopped else r.ids for _, r in flat]     # not every stop token is one that decode skips
     texts = [completion_text(tokenizer, ids) for ids in written]
-    verdicts = verify_batch(task, texts, [problems[g].answer for g, _ in flat])
+    verdicts = verify_batch(task, texts, [problems[g].answer for g, _ in flat], workers=parallel.workers())
+    found = parallel.gather([(*pair, text, verdict) for pair, text, verdict in zip(flat, texts, verdicts)])
     if seconds is not None:
         seconds["rollout"], seconds["verify"] = sampled - start, time.perf_counter() - sampled
-    return [Attempt(problems[g], g, rollout, text, v) for (g, rollout), text, v in zip(flat, texts, verdicts)]
+    return [Attempt(problems[g], g, *rest) for g, *rest in sorted(found, key=lambda item: item[0])]
 
 
 # --- 2. what each method learns from a rollout ---
@@ -378,41 +387,56 @@ def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top
     """
     counted = attempts if method == "grpo" else [a for a in attempts if a.weight]
     total = sum(len(a.rollout.ids) for a in counted) if reduction == "token" else len(counted)
-    clock, may_share = {"teacher": 0.0, "student": 0.0}, can_share(student)
+    clock = {"teacher": 0.0, "student": 0.0}
+    may_share = parallel.world() == 1 and can_share(student)        # it runs the blocks a varying number of times
     loss, scored, gap, lead = 0.0, 0, 0.0, 0.0
     options = dict(temperature=temperature, is_clip=is_clip)
-    for batch in microbatches(attempts, micro_tokens):
-        completions = [a.rollout.ids for a in batch]
-        matrix = head(student)
-        ids = torch.tensor([t for c in completions for t in c], device=matrix.device)                           # (N,)
-        sampled = torch.tensor([x for a in batch for x in a.rollout.logprobs], device=matrix.device)            # (N,)
+    batches = microbatches(attempts, micro_tokens)
+    while len(batches) % parallel.world():              # as many for every process; weight 0 adds nothing to anything
+        batches.append([replace(batches[-1][-1], weight=0.0)])
+    for batch in parallel.share(batches):
+        completions, device = [a.rollout.ids for a in batch], head(student).device
+        ids = torch.tensor([t for c in completions for t in c], device=device)                                  # (N,)
+        sampled = torch.tensor([x for a in batch for x in a.rollout.logprobs], device=device)                   # (N,)
         weights = torch.tensor([a.weight / (total if reduction == "token" else total * len(a.rollout.ids))
-                                for a in batch for _ in a.rollout.ids], device=matrix.device)                   # (N,)
+                                for a in batch for _ in a.rollout.ids], device=device)                          # (N,)
         if method not in NO_TEACHER:
             start = time.perf_counter()
             with torch.no_grad(), autocast():
-                read = hidden_states(teacher.model, [a.teacher_ids for a in batch], completions)
+                read = parallel.inside(teacher.model, lambda: hidden_states(
+                    teacher.model, [a.teacher_ids for a in batch], completions))
             clock["teacher"] += time.perf_counter() - start
+
+        def score():
+            prompts = [a.rollout.prompt_ids for a in batch]
+            shares = may_share and 2 * len(set(map(tuple, prompts))) <= len(prompts)            # else it does not pay
+            hidden = (shared_hidden_states if shares else hidden_states)(student, prompts, completions)
+            matrix = head(student)
+            if method in NO_TEACHER:
+                out = nll_loss(hidden, matrix, ids, weights, sampled_logprobs=sampled, **options)
+            else:
+                rows = slice(teacher.vocabulary)                # the padding of differently padded heads is left out
+                out = distill_loss(hidden, matrix[rows], read, head(teacher.model)[rows], weights, top_k=top_k,
+                                   divergence=divergence, sampled_ids=ids, sampled_logprobs=sampled, **options)
+            return out.loss, out
+
         start = time.perf_counter()
         with autocast():
-            prompts = [a.rollout.prompt_ids for a in batch]
-            shares = may_share and 2 * len(set(map(tuple, prompts))) <= len(prompts)          # else it would not pay
-            hidden = (shared_hidden_states if shares else hidden_states)(student, prompts, completions)
-        if method in NO_TEACHER:
-            out = nll_loss(hidden, matrix, ids, weights, sampled_logprobs=sampled, **options)
-        else:
-            rows = slice(teacher.vocabulary)                    # the padding of differently padded heads is left out
-            out = distill_loss(hidden, matrix[rows], read, head(teacher.model)[rows], weights, divergence=divergence,
-                               top_k=top_k, sampled_ids=ids, sampled_logprobs=sampled, **options)
-            lead += (out.teacher_logprobs - out.student_logprobs).sum().item()
-        out.loss.backward()
-        loss += out.loss.item()
-        gap += (out.student_logprobs - sampled).abs().sum().item()
-        scored += len(ids)
+            value, out = parallel.inside(student, score)
+        value.backward()
+        loss += value.item()
+        if batch[0].weight:                                     # not one of the padding
+            scored += len(ids)
+            gap += (out.student_logprobs - sampled).abs().sum().item()
+            if method not in NO_TEACHER:
+                lead += (out.teacher_logprobs - out.student_logprobs).sum().item()
         clock["student"] += time.perf_counter() - start
+    if method not in NO_TEACHER:
+        parallel.release(teacher.model)
+    loss, scored, gap, lead = parallel.total([loss, scored, gap, lead])
     if seconds is not None:
         seconds.update(clock)
-    return {"loss": loss, "sampler_gap": gap / scored if scored else None, "scored_tokens": scored,
+    return {"loss": loss, "sampler_gap": gap / scored if scored else None, "scored_tokens": int(scored),
             "teacher_gap": lead / scored if scored and method not in NO_TEACHER else None}
 
 

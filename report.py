@@ -30,6 +30,7 @@ import numpy
 import torch
 
 import mopd
+import parallel
 import peer_context
 import verifiers
 from loss import distill_loss
@@ -52,8 +53,9 @@ def announce(run):
           f"{s.device} in {s.dtype}; {len(run.train)} training and {len(run.held_out)} evaluation problems")
     print(f"{s.steps} steps of {s.problems} problems x {s.rollouts} rollouts = {rows} rollouts, "
           f"at most {rows * s.max_new_tokens:,} new tokens a step")
+    shards = f", 1/{parallel.world()} of it in each process" if parallel.world() > 1 else ""
     print(f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} {parameters * 4 * copies / mega:,.0f} "
-          f"MiB; all logits of a step would be {rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, "
+          f"MiB{shards}; all logits of a step would be {rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, "
           f"256 tokens of it, a chunk of the loss, are {256 * vocabulary * 4 / mega:,.1f} MiB")
     if s.task == "code":
         print(verifiers.describe_isolation())
@@ -226,8 +228,10 @@ def read_tokens(student, teacher, attempts, *, temperature, budget, limit=None, 
     for batch in mopd.microbatches(attempts, budget):
         completions = [a.rollout.ids[:limit] for a in batch]
         with autocast():
-            read = mopd.hidden_states(teacher.model, [a.teacher_ids for a in batch], completions)
-            own = mopd.hidden_states(student, [a.rollout.prompt_ids for a in batch], completions)
+            read = parallel.inside(teacher.model, lambda: mopd.hidden_states(
+                teacher.model, [a.teacher_ids for a in batch], completions))
+            own = parallel.inside(student, lambda: mopd.hidden_states(
+                student, [a.rollout.prompt_ids for a in batch], completions))
         ids = torch.tensor([t for c in completions for t in c], device=own.device)
         sides = (own, mopd.head(student)[rows]), (read, mopd.head(teacher.model)[rows])
         out = distill_loss(*sides[0], *sides[1], torch.zeros(len(ids), device=own.device), temperature=temperature,
@@ -237,6 +241,8 @@ def read_tokens(student, teacher, attempts, *, temperature, budget, limit=None, 
         for a, end in zip(batch, itertools.accumulate(map(len, completions))):
             span = slice(end - len(a.rollout.ids[:limit]), end)
             found[id(a)] = Reading(*values[:, span], *(side[span] for side in tops))
+    for model in (teacher.model, student):
+        parallel.release(model)
     return [found.get(id(a)) for a in attempts]
 
 

@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 import checkpoint
 import mopd
+import parallel
 import report
 import tiny
 import verifiers
@@ -264,8 +265,8 @@ class Run:
     saved: int = 0
 
 
-def prepare(settings) -> Run:
-    """Load and check everything; whatever can be refused is refused here, before any work."""
+def load(settings):
+    """(student, tokenizer, teacher, training, held-out problems, checksums); what can be refused is refused here."""
     s, out, held_out, external = settings, Path(settings.out), [], ()
     if s.model == "tiny":
         train, held_out = ([read_row(row, s, n) for n, row in enumerate(rows)]
@@ -296,11 +297,19 @@ def prepare(settings) -> Run:
         if dropout:
             raise ValueError(f"--gradient-checkpointing would train under dropout: set {dropout[0]} to 0 in the config")
         student.gradient_checkpointing_enable()
-    teacher = mopd.make_teacher(s.teacher if s.teaches else "current", student.to(s.device), tokenizer, *external)
-    teacher.model.to(s.device)
+    teacher = mopd.make_teacher(s.teacher if s.teaches else "current", student, tokenizer, *external)
+    return student, tokenizer, teacher, train, held_out, rows
+
+
+def prepare(settings) -> Run:
+    """Load and check everything, before any work."""
+    s = settings
+    student, tokenizer, teacher, train, held_out, rows = parallel.in_turn(lambda: load(s))
+    for model in (student, teacher.model):
+        parallel.shard(model, device=s.device, dtype=s.dtype)
     optimizer = torch.optim.AdamW(student.parameters(), lr=s.lr, weight_decay=s.weight_decay)
     autocast = functools.partial(torch.autocast, torch.device(s.device).type, torch.bfloat16)
-    run = Run(s, out, student, tokenizer, teacher, optimizer, train, held_out, rows,
+    run = Run(s, Path(s.out), student, tokenizer, teacher, optimizer, train, held_out, rows,
               autocast if s.dtype == "bfloat16" else contextlib.nullcontext)
     if s.resume:
         checkpoint.load(run, MAY_CHANGE)
@@ -363,7 +372,7 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
         view = report.token_view(run, step, attempts, seed=seed, seconds=seconds) if due(s, step, s.eval_every) else []
 
         def score(micro_tokens):
-            run.optimizer.zero_grad(set_to_none=True)   # of the last step, or of what memory did not suffice for
+            run.optimizer.zero_grad(set_to_none=True)   # what is left of a try for which memory did not suffice
             return mopd.backward(run.student, run.teacher, attempts, method=s.method, divergence=s.divergence,
                                  top_k=s.top_k, temperature=s.temperature, reduction=s.reduction, is_clip=s.is_clip,
                                  micro_tokens=micro_tokens, autocast=run.autocast, seconds=seconds)
@@ -374,10 +383,11 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
         run.student.eval()
     lr, grad_norm = s.lr * min(1.0, step / max(1, s.warmup_steps)), None
     if metrics["scored_tokens"]:                        # else nothing to learn: momentum and EMA would move on alone
-        grad_norm = torch.nn.utils.clip_grad_norm_(run.student.parameters(), s.grad_clip).item()
+        grad_norm = parallel.number(torch.nn.utils.clip_grad_norm_(run.student.parameters(), s.grad_clip))
         if not math.isfinite(metrics["loss"]) or not math.isfinite(grad_norm):
             failed = run.out / f"failed-step-{step}.jsonl"
-            failed.unlink(missing_ok=True)
+            if parallel.is_main():
+                failed.unlink(missing_ok=True)               # of an earlier try
             for record in report.sample_records(step, attempts):
                 append(failed, record)
             raise FloatingPointError(f"the loss is {metrics['loss']:.4g} and the gradient's norm {grad_norm:.4g}: no "
@@ -385,6 +395,7 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
         for group in run.optimizer.param_groups:
             group["lr"] = lr
         run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)           # its memory is the next rollouts'
         run.teacher.update(run.student, s.ema_rate)
     return {"step": step, **metrics, **mopd.describe(attempts), **cuts, "oom_retries": retries + more,
             "grad_norm": grad_norm, "lr": lr,
@@ -404,9 +415,10 @@ def train(run, stop):
                    .format(**record))
 
     if run.held_out and due(s, run.done, s.eval_every):    # the start, or what a run that was stopped left to be done
-        if not any(r["step"] == run.done and "eval_k" in r for r in read_lines(metrics_file)):
+        if not parallel.agree(any(r["step"] == run.done and "eval_k" in r for r in read_lines(metrics_file))):
             evaluate_now()
-    for step in tqdm(range(run.done + 1, s.steps + 1), desc="steps", initial=run.done, total=s.steps, disable=None):
+    for step in tqdm(range(run.done + 1, s.steps + 1), desc="steps", initial=run.done, total=s.steps,
+                     disable=None if parallel.is_main() else True):
         metrics, attempts, view = train_step(run, step, stop.abandonable)
         example = report.example_of(attempts) or example
         append(metrics_file, metrics)
@@ -421,28 +433,30 @@ def train(run, stop):
             evaluate_now()
         if due(s, step, s.save_every):
             checkpoint.save(run)
-    report.summarise(run, example)
+    if parallel.is_main():
+        report.summarise(run, example)
 
 
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
-    settings = parse(arguments)
-    out = Path(settings.out)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    claim = functools.partial(checkpoint.claim, out, resume=settings.resume)
     with contextlib.ExitStack() as held:
         try:
-            existed = out.exists() and held.enter_context(claim())
+            parallel.join()
+            settings = parallel.in_turn(lambda: parse(arguments))
+            settings.out = parallel.gather([settings.out])[0]            # its default names the second
+            out = Path(settings.out)
+            lock = lambda: held.enter_context(checkpoint.claim(out, resume=settings.resume))
+            existed = parallel.agree(out.exists())
+            parallel.by_main(lock if existed else lambda: None)
             run = prepare(settings)
-            existed or held.enter_context(claim())               # a new folder when there is nothing left to refuse
-            for name in ("metrics.jsonl", "samples.jsonl", "tokens.jsonl"):
-                checkpoint.rewind(out / name, run.done or -1)
-            config = json.dumps(dataclasses.asdict(settings), indent=1) + "\n"
-            checkpoint.replace(out / "config.json", [config.encode()])
-            report.announce(run)
+            parallel.by_main(lambda: None if existed else lock())        # a new folder when nothing is left to refuse
+            parallel.by_main(lambda: begin(run))
         except (ValueError, OSError, torch.OutOfMemoryError) as error:
-            print(f"train.py: error: {error}", file=sys.stderr)
+            if parallel.is_main():
+                print(f"train.py: error: {error}", file=sys.stderr)
+            parallel.leave()
             sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(130)
@@ -451,6 +465,16 @@ def main(arguments=None):
         status = checkpoint.run_to_its_end(run, train, shlex.join(["python", sys.argv[0], *arguments, *more]))
     if status:
         sys.exit(status)
+    parallel.leave()
+
+
+def begin(run):
+    """Put the run's folder where the checkpoint, or the start, was."""
+    for name in ("metrics.jsonl", "samples.jsonl", "tokens.jsonl"):
+        checkpoint.rewind(run.out / name, run.done or -1)
+    config = json.dumps(dataclasses.asdict(run.settings), indent=1) + "\n"
+    checkpoint.replace(run.out / "config.json", [config.encode()])
+    report.announce(run)
 
 
 if __name__ == "__main__":

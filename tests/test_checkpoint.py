@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModelForCausalLM
 
 import checkpoint
 import mopd
+import parallel
 import rollout
 import train
 import verifiers
@@ -28,12 +30,12 @@ from test_train import flags, folder, refused, replaced, steps_of               
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork and signals")
 WHERE = {"rollout": (train, "sample"), "backward": (mopd, "backward"), "update": (mopd.Teacher, "update"),
-         "evaluation": (train, "evaluate"), "saving": (checkpoint, "save"), "state": (checkpoint, "write_state")}
+         "evaluation": (train, "evaluate"), "saving": (checkpoint, "save"), "state": (parallel, "write_state")}
 
 SERVER = """
 import json, os, resource, signal, sys, time, traceback
 sys.path[:0] = [{root!r}, {tests!r}]
-import train, checkpoint, mopd, verifiers
+import train, checkpoint, mopd, parallel, verifiers
 from test_checkpoint import WHERE
 trace = os.open({trace!r}, os.O_RDWR | os.O_CREAT)
 
@@ -142,11 +144,17 @@ def same_runs(a, b, steps):
     assert (a / "samples.jsonl").read_bytes() == (b / "samples.jsonl").read_bytes()
     a, b = (path / f"step-{steps:06d}" for path in (a, b))
     assert (a / "model" / "model.safetensors").read_bytes() == (b / "model" / "model.safetensors").read_bytes()
-    left, right = (checkpoint.read_state(path / "state") for path in (a, b))
-    for one, other in ((left["teacher"], right["teacher"]),
-                       *((left["optimizer"]["state"][n], right["optimizer"]["state"][n]) for n in left["optimizer"]["state"])):
-        assert all(torch.equal(one[name], other[name]) for name in one)
+    left, right = map(state_of, (a, b))
+    assert left.keys() == right.keys() and any(name.startswith("optimizer.") for name in left)
+    assert all(torch.equal(left[name], right[name]) for name in left)
     return True
+
+
+def state_of(path):
+    """The tensors in state/: AdamW's and the teacher's."""
+    file = path.parent / f"{path.name}.pt"
+    dcp_to_torch_save(path / "state", file)
+    return torch.load(file)
 
 
 # --- killed, stopped and resumed ---
@@ -256,7 +264,7 @@ def flip(path):
 
 
 @pytest.mark.parametrize("harm", [cut, zero, flip, Path.unlink])
-@pytest.mark.parametrize("file", ["model/model.safetensors", "model/config.json", "state/state.pt", "manifest.json"])
+@pytest.mark.parametrize("file", ["model/model.safetensors", "model/config.json", "state/__0_0.distcp", "manifest.json"])
 def test_a_damaged_checkpoint_is_named_passed_over_and_written_anew(folder, tmp_path, capsys, trained, harm, file):
     out = shutil.copytree(trained, tmp_path / "out")
     if (harm, file) == (cut, "manifest.json"):
@@ -274,7 +282,7 @@ def test_a_damaged_checkpoint_is_named_passed_over_and_written_anew(folder, tmp_
 def test_a_run_without_a_whole_checkpoint_is_refused_not_started_afresh(folder, tmp_path, capsys, trained):
     out = shutil.copytree(trained, tmp_path / "out")
     for path in checkpoint.saved(out):
-        cut(path / "state" / "state.pt")
+        cut(path / "state" / "__0_0.distcp")
     before = sorted((path, path.stat().st_size) for path in out.rglob("*") if path.name != "lock")
     assert "no checkpoint in" in refused(capsys, flags(folder, out, "--steps", "5", "--resume"))
     assert before == sorted((path, path.stat().st_size) for path in out.rglob("*") if path.name != "lock")

@@ -301,7 +301,7 @@ def test_sampler_logprobs_are_the_trainers(config, temperature):
 
 
 def test_truncated_completion_is_given_no_stop_token_and_is_no_success(monkeypatch):
-    monkeypatch.setattr(mopd, "verify_batch", lambda task, texts, answers: [Verdict(True, "7", "") for _ in texts])
+    monkeypatch.setattr(mopd, "verify_batch", lambda task, texts, answers, workers: [Verdict(True, "7", "") for _ in texts])
     student = tiny(dtype=torch.float32)
     attempts = mopd.sample(student, TOKENIZER, [problem(n) for n in range(3)], k=16, task="math", max_new_tokens=40)
     cut, ended = ([a for a in attempts if a.rollout.stopped == stopped] for stopped in (False, True))

@@ -1,0 +1,240 @@
+"""Several processes against one: the real command line under torchrun, over gloo on the CPU, with a small model that has
+learned to answer at random in the right form. `JOB` runs more of the loop in one start of the processes, which is what
+takes the time."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import mopd
+import tiny
+import train
+import verifiers
+from conftest import ROOT
+
+pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo")
+ROWS = [{"prompt": f"{a} + {b}", "answer": str((a + b) % 4)} for a in range(5) for b in range(5)]
+
+
+def make_folder(folder, *, tied):
+    """model/ and rows.jsonl: sums modulo 4, and a model that answers "So \\boxed{d}" with d from 0 to 3 at random."""
+    tokenizer = tiny.build_tokenizer("math", verifiers.INSTRUCTIONS["math"], verifiers.verify)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
+                                         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+                                         bos_token_id=None, tie_word_embeddings=tied))
+    prompts = [mopd.student_ids(tokenizer, mopd.Problem(row["prompt"], "", verifiers.INSTRUCTIONS["math"], 0)) for row in ROWS]
+    answers = [tokenizer(f"So \\boxed{{{d}}}", add_special_tokens=False)["input_ids"] for d in range(4)]
+    table = torch.tensor([prompt + answer + [tokenizer.eos_token_id] for prompt in prompts for answer in answers])
+    optimizer, start = torch.optim.AdamW(model.parameters(), lr=1e-2), len(prompts[0])
+    for _ in range(80):
+        ids = table[torch.randint(len(table), (16,))]
+        logits = model(input_ids=ids).logits[:, start - 1:-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, start:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("tied"), tied=True)
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("untied"), tied=False)
+
+
+def flags(folder, out, *more):
+    """Three problems a step, so that two processes (and four) have unequal shares; micro-batches of two or three."""
+    return ["--model", str(folder / "model"), "--data", str(folder / "rows.jsonl"), "--eval-data", str(folder / "rows.jsonl"),
+            "--problems", "3", "--rollouts", "8", "--max-new-tokens", "16", "--micro-tokens", "150", "--device", "cpu",
+            "--lr", "1e-3", "--warmup-steps", "0", "--eval-every", "1", "--eval-problems", "3", "--eval-rollouts", "2",
+            "--steps", "3", "--out", str(out), *more]
+
+
+EMA = ("--ema-rate", "0.3")
+
+
+def torchrun(processes, script, *arguments, seconds=500):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, script, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=seconds, env=environment)
+
+
+def ran(processes, *arguments):
+    done = torchrun(processes, ROOT / "train.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def assert_same_run(one, many, *, rounding=1e-5):
+    """Texts, verdicts, peers and counts equal; loss and gradient to 1e-5; the evaluations equal."""
+    assert lines(one / "samples.jsonl") == lines(many / "samples.jsonl")
+    expected, found = lines(one / "metrics.jsonl"), lines(many / "metrics.jsonl")
+    assert len(expected) == len(found)
+    for a, b in zip(expected, found):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"seconds", "sampler_gap"}:              # sampler_gap is nothing but rounding
+            assert b[name] == (a[name] if a[name] is None else pytest.approx(a[name], rel=rounding)), (a["step"], name)
+    first = next(line for line in found if "loss" in line)
+    assert first["loss"] != 0 and first["grad_norm"] > 0 and first["groups_mixed"]          # or anything would be equal
+
+
+def assert_same_weights(one, many, step, *, rounding=1e-5):
+    weights = [AutoModelForCausalLM.from_pretrained(out / f"step-{step:06d}" / "model").state_dict() for out in (one, many)]
+    assert weights[0].keys() == weights[1].keys()
+    for name in weights[0]:
+        assert (weights[0][name] - weights[1][name]).abs().max() < rounding, name
+
+
+def test_two_processes_take_the_steps_of_one_and_a_resume_goes_on_with_one(tied, tmp_path):
+    """Gradients must be summed, not averaged; the head's must be among them; the EMA must follow; only rank 0 writes."""
+    train.main(flags(tied, tmp_path / "one", *EMA))
+    done = ran(2, *flags(tied, tmp_path / "two", *EMA))
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert_same_weights(tmp_path / "one", tmp_path / "two", 3)
+    assert done.stdout.count("run folder:") == 1 and done.stdout.count("step    3  loss") == 1
+    for name in ("one", "two"):                                         # moments and teacher matter to the fourth step
+        train.main(flags(tied, tmp_path / name, *EMA, "--steps", "4", "--resume"))
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert_same_weights(tmp_path / "one", tmp_path / "two", 4)
+
+
+JOB = r"""
+import json, os, pathlib, signal, sys, threading, time
+import torch
+import mopd, parallel, train
+settings = json.loads(sys.argv[1])
+leave, parallel.leave = parallel.leave, parallel.wait                   # one group for all of it
+
+
+def fails(arguments):
+    try:
+        train.main(arguments)
+    except SystemExit as stop:
+        return stop.code
+
+
+parallel.join()
+rank = torch.distributed.get_rank()
+report = {"flag": fails(settings["flag"]), "folder": fails(settings["folder"])}
+load = train.load
+def broken(s):
+    if rank == 1:
+        raise ValueError("only rank 1 cannot read this")
+    return load(s)
+train.load = broken
+report["one"] = fails(settings["plain"])
+train.load = load
+report["agree"] = [parallel.agree(rank == 1), parallel.agree(False)]
+
+prepare = train.prepare
+def keep(s):
+    global run
+    run = prepare(s)
+    return run
+train.prepare = keep
+for arguments in settings["runs"]:
+    train.main(arguments)
+local = lambda tensors: sum(t.to_local().numel() for t in tensors)
+report["local"] = [local(run.student.parameters()), local(run.teacher.model.parameters()),
+                   local(s[name] for s in run.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))]
+report["all"] = sum(p.numel() for p in run.student.parameters())
+first = next(run.student.parameters())
+first.grad = torch.zeros_like(first)
+if rank == 1:
+    first.grad.to_local()[0] = float("inf")
+report["finite"] = True
+try:
+    torch.nn.utils.clip_grad_norm_([first], 1.0, error_if_nonfinite=True)
+except RuntimeError:
+    report["finite"] = False
+pathlib.Path(settings["report"] + str(rank)).write_text(json.dumps(report))
+
+if rank == 1:
+    step = train.train_step
+    def die(run, n):
+        if n == 3:
+            pathlib.Path(settings["report"]).write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(run, n)
+    train.train_step = die
+train.main(settings["endless"])
+"""
+
+
+def test_other_methods_refusals_and_a_killed_process(untied, tmp_path):
+    """Refusals end all processes with status 2 and one line, whoever found the fault; a dead process ends the job at once."""
+    (tmp_path / "job.py").write_text(JOB)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    kinds = {"frozen": ("--teacher", "frozen"), "grpo": ("--method", "grpo"),
+             "current": ("--teacher", "current", "--gradient-checkpointing", "--reduction", "sequence"), "ema": ()}
+    settings = {"flag": flags(untied, tmp_path / "a", "--lr", "-1"), "folder": flags(untied, tmp_path / "full"),
+                "plain": flags(untied, tmp_path / "b"), "report": str(tmp_path / "report"),
+                "runs": [flags(untied, tmp_path / f"{kind}-2", *more) for kind, more in kinds.items()],
+                "endless": flags(untied, tmp_path / "c", "--steps", "100000", "--eval-every", "100000")}
+    done = torchrun(2, tmp_path / "job.py", json.dumps(settings))
+    ended, died = time.time(), float((tmp_path / "report").read_text())
+    assert done.returncode != 0 and ended - died < 60                   # seconds on an idle machine; gloo waits for hours
+    assert "SIGKILL" in done.stderr
+    for rank in (0, 1):
+        report = json.loads((tmp_path / f"report{rank}").read_text())
+        assert (report["flag"], report["folder"], report["one"], report["agree"]) == (2, 2, 2, [True, False])
+        assert not report["finite"]                                     # on rank 0 too, whose own shard is finite
+        student, teacher, moments = report["local"]
+        assert student == teacher == moments / 2 and 0.45 < student / report["all"] < 0.55
+    for says in ("--lr -1.0: must be a number", f"{tmp_path / 'full'} is not empty", "only rank 1 cannot read this"):
+        assert done.stderr.count(says) == 1
+    assert not (tmp_path / "b").exists()
+    for kind, more in kinds.items():
+        train.main(flags(untied, tmp_path / f"{kind}-1", *more))
+        assert_same_run(tmp_path / f"{kind}-1", tmp_path / f"{kind}-2")
+        assert_same_weights(tmp_path / f"{kind}-1", tmp_path / f"{kind}-2", 3)
+
+
+@pytest.mark.slow
+def test_four_processes_and_resumes_between_one_two_and_four(tied, untied, tmp_path):
+    """Four processes for three problems: one has none to sample and must still come to every meeting."""
+    for name, folder in (("tied", tied), ("untied", untied)):
+        one, two, four = (tmp_path / f"{name}-{n}" for n in (1, 2, 4))
+        train.main(flags(folder, one, *EMA))
+        ran(2, *flags(folder, two, *EMA))
+        ran(4, *flags(folder, four, *EMA))
+        assert_same_run(one, two)
+        assert_same_run(one, four)
+        shutil.copytree(one, tmp_path / f"{name}-1-4")
+        train.main(flags(folder, one, *EMA, "--steps", "5", "--resume"))
+        for out in (two, tmp_path / f"{name}-1-4"):
+            assert "resuming from" in ran(4, *flags(folder, out, *EMA, "--steps", "5", "--resume")).stdout
+            assert_same_run(one, out)
+            assert_same_weights(one, out, 5)
+
+
+@pytest.mark.slow
+def test_bfloat16_shards_stay_float32(tied, tmp_path):
+    """Rounded are the weights that travel, not the masters: a step of 1e-6 would vanish in bfloat16."""
+    done = ran(2, *flags(tied, tmp_path / "out", "--dtype", "bfloat16", "--lr", "1e-6", "--steps", "1"))
+    before = AutoModelForCausalLM.from_pretrained(tied / "model", dtype=torch.float32).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "step-000001" / "model").state_dict()
+    moved = (after["model.embed_tokens.weight"] - before["model.embed_tokens.weight"]).abs()
+    assert 0 < moved.max() < 3e-6 and "bfloat16" in done.stdout
