@@ -200,9 +200,12 @@ def save(run):
             write_manifest(staging)
             for path in [*staging.rglob("*"), staging, *run.out.glob("*.jsonl")]:
                 sync(path)                                       # the lines up to this step too
-    except Exception as error:                                   # torch and safetensors have their own for a full disk
+    except Exception as error:
         shutil.rmtree(staging, ignore_errors=True)
-        raise OSError(f"cannot save {final}: {reason(error)}") from error
+        told = error                                             # torch's own error hides the system's "disk full"
+        while told.__context__ and not isinstance(told, OSError):
+            told = told.__context__
+        raise OSError(f"cannot save {final}: {str(told).strip().splitlines()[0]}") from error
     if main:
         if final.exists():
             tqdm.write(f"{final} was damaged and is written anew")
@@ -212,13 +215,6 @@ def save(run):
         for old in [folder for folder in saved(run.out) if step_of(folder) <= run.done][:-run.settings.keep]:
             discard(old)
     run.saved = run.done
-
-
-def reason(error) -> str:
-    """The first line of an error; of torch's checkpoint errors, of the first process's own."""
-    for failure, *_ in getattr(error, "failures", {}).values():
-        return reason(failure)
-    return str(error).strip().splitlines()[0]
 
 
 def discard(folder):

@@ -24,6 +24,7 @@ import warnings
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -211,8 +212,14 @@ def load_weights(model, weights):
 
 def write_state(folder, student, optimizer, teacher):
     """Write AdamW's moments and the teacher (a model or None) to `folder`, each process its shards."""
-    with _quiet():
-        dcp.save(_tensors(student, optimizer, teacher), checkpoint_id=folder, no_dist=world() == 1)
+    failures = {}
+    try:
+        with _quiet():
+            dcp.save(_tensors(student, optimizer, teacher), checkpoint_id=folder, no_dist=world() == 1)
+    except CheckpointException as error:            # no Exception, and each process's own is inside
+        failures = error.failures
+    for failure, _ in failures.values():            # out here, where it keeps its context
+        raise failure
 
 
 def read_state(folder, student, optimizer, teacher):

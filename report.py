@@ -274,7 +274,7 @@ def with_contexts(run, attempts, seed) -> dict[str, list]:
 
 # --- the token view ---
 
-def token_view(run, step, attempts, *, seed, seconds) -> list[dict]:
+def token_view(run, step, attempts, *, seed, budget, seconds) -> list[dict]:
     """What tokens.jsonl holds of a step, a record per group: every token as student and teacher read it, by context.
 
     Up to VIEW_GROUPS groups, mixed ones first; the first VIEW_TOKENS tokens of each rollout. A rollout whose context
@@ -289,7 +289,7 @@ def token_view(run, step, attempts, *, seed, seconds) -> list[dict]:
         versions, readings = with_contexts(run, mates, seed), {}
         for name, copies in versions.items():
             readings[name] = read_tokens(run.student, run.teacher, copies, temperature=s.temperature, limit=VIEW_TOKENS,
-                                         budget=s.micro_tokens, top=3, autocast=run.autocast)
+                                         budget=budget, top=3, autocast=run.autocast)
         if None in readings["none"]:            # too long for the teacher, or with a token that it does not know
             continue
         rows = []

@@ -369,18 +369,22 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
         if s.teaches:
             cuts = mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens,
                                        longest=mopd.max_length(run.teacher.model))
-        view = report.token_view(run, step, attempts, seed=seed, seconds=seconds) if due(s, step, s.eval_every) else []
 
         def score(micro_tokens):
+            view = []
+            if due(s, step, s.eval_every):
+                view = report.token_view(run, step, attempts, seed=seed, budget=micro_tokens, seconds=seconds)
             run.optimizer.zero_grad(set_to_none=True)   # what is left of a try for which memory did not suffice
-            return mopd.backward(run.student, run.teacher, attempts, method=s.method, divergence=s.divergence,
-                                 top_k=s.top_k, temperature=s.temperature, reduction=s.reduction, is_clip=s.is_clip,
-                                 micro_tokens=micro_tokens, autocast=run.autocast, seconds=seconds)
+            run.student.train(s.gradient_checkpointing)     # else in eval mode: dropout would part it from the sampler
+            metrics = mopd.backward(
+                run.student, run.teacher, attempts, method=s.method, divergence=s.divergence, top_k=s.top_k,
+                temperature=s.temperature, reduction=s.reduction, is_clip=s.is_clip, micro_tokens=micro_tokens,
+                autocast=run.autocast, seconds=seconds)
+            run.student.eval()
+            return metrics, view
 
-        run.student.train(s.gradient_checkpointing)     # otherwise eval mode: dropout would part it from the sampler
         alone = lambda size: all(len(batch) == 1 for batch in mopd.microbatches(attempts, size))
-        metrics, more = checkpoint.within_memory(score, s.micro_tokens, alone=alone, name="scoring tokens")
-        run.student.eval()
+        (metrics, view), more = checkpoint.within_memory(score, s.micro_tokens, alone=alone, name="scoring tokens")
     lr, grad_norm = s.lr * min(1.0, step / max(1, s.warmup_steps)), None
     if metrics["scored_tokens"]:                        # else nothing to learn: momentum and EMA would move on alone
         grad_norm = parallel.number(torch.nn.utils.clip_grad_norm_(run.student.parameters(), s.grad_clip))

@@ -72,7 +72,7 @@ def reset_peak():
 def run_ours(steps, top_k):
     import mopd
     from verifiers import Verdict
-    mopd.verify_batch = lambda task, texts, answers: [Verdict(succeeds(t), None, "" if succeeds(t) else "Wrong.")
+    mopd.verify_batch = lambda task, texts, answers, workers: [Verdict(succeeds(t), None, "" if succeeds(t) else "Wrong.")
                                                       for t in texts]
     student, tokenizer = model_and_tokenizer()
     teacher = mopd.make_teacher("ema", student.eval(), tokenizer)

@@ -216,7 +216,7 @@ def test_the_teachers_own_success_is_compared_on_the_same_problems(ready, monkey
 def test_the_token_view_is_what_the_models_say_at_the_weights_that_sampled(ready):
     made, attempts = ready
     seed, seconds = train.sampler_seed(made.settings, 1), {}
-    record = report.token_view(made, 1, attempts, seed=seed, seconds=seconds)[0]
+    record = report.token_view(made, 1, attempts, seed=seed, budget=4096, seconds=seconds)[0]
     assert seconds["view"] > 0 and set(record["attempts"][0]["contexts"]) == {"none", "positive", "contrastive"}
     mopd.plan(attempts, method="mopd", seed=seed)                               # what training would choose
     mopd.write_contexts(attempts, made.teacher, peer_tokens=64, longest=10_000)
@@ -277,7 +277,7 @@ def test_mixed_groups_come_first_and_long_rollouts_are_cut_and_say_so(ready, mon
     monkeypatch.setattr(report, "VIEW_GROUPS", 1)
     for a in attempts[:12]:
         a.verdict = Verdict(False, None, "")                        # the first group: all wrong
-    (record,) = report.token_view(made, 1, attempts, seed=0, seconds={})
+    (record,) = report.token_view(made, 1, attempts, seed=0, budget=4096, seconds={})
     assert record["prompt"] == attempts[12].problem.prompt
     for row, a in zip(record["attempts"], attempts[12:24]):
         assert len(row["tokens"]) == len(row["student"]) == min(5, len(a.rollout.ids))
@@ -299,7 +299,7 @@ def test_peers_are_numbered_within_their_group_and_those_of_other_problems_have_
     made.settings.peers = peers
     mopd.plan(attempts, method="mopd", peers=peers, seed=1)
     mopd.write_contexts(attempts, made.teacher, peer_tokens=64, longest=10_000)
-    record = report.token_view(made, 1, attempts, seed=1, seconds={})[1]
+    record = report.token_view(made, 1, attempts, seed=1, budget=4096, seconds={})[1]
     for row, a in zip(record["attempts"], attempts[12:24]):
         shown = row["contexts"][peers]["successes"] + row["contexts"][peers]["failures"]
         assert shown == [j - 12 + 1 if peers == "random" else 0 for j in a.peers.successes + a.peers.failures] != []
