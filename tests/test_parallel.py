@@ -172,11 +172,11 @@ pathlib.Path(settings["report"] + str(rank)).write_text(json.dumps(report))
 
 if rank == 1:
     step = train.train_step
-    def die(run, n):
+    def die(run, n, *rest):
         if n == 3:
             pathlib.Path(settings["report"]).write_text(str(time.time()))
             os.kill(os.getpid(), signal.SIGKILL)
-        return step(run, n)
+        return step(run, n, *rest)
     train.train_step = die
 train.main(settings["endless"])
 """
