@@ -182,6 +182,7 @@ train.main(settings["endless"])
 """
 
 
+@pytest.mark.slow
 def test_other_methods_refusals_and_a_killed_process(untied, tmp_path):
     """Refusals end all processes with status 2 and one line, whoever found the fault; a dead process ends the job at once."""
     (tmp_path / "job.py").write_text(JOB)
