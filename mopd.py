@@ -335,7 +335,8 @@ def hidden_states(model, prompts, completions) -> torch.Tensor:
         ids[n, :len(row)] = torch.tensor(row)
         where[n, len(prompt) - 1:len(row) - 1] = True       # the token at t is predicted at t - 1, the stop token too
     device = head(model).device
-    return _product_dtype(model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state[where.to(device)])
+    read = model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state
+    return _product_dtype(read[where.to(device)])
 
 
 def shared_hidden_states(model, prompts, completions) -> torch.Tensor:

@@ -10,8 +10,8 @@ whole, sums are the values, models stay as they are. Under `torchrun --nproc-per
     models         FSDP2: each process keeps 1/N of every matrix, of its gradient, moments and EMA, in float32; a block
                    is whole only while it computes, and the whole model only while it samples
 
-A collective is a meeting: all processes must come, in the same order. So none stands behind a condition that one process
-alone could see, and none inside rollout.generate, whose number of decoding steps differs from process to process.
+A collective is a meeting: all processes must come, in the same order. So none stands behind a condition that one
+process alone could see, and none inside rollout.generate, whose number of decoding steps differs from process to process.
 """
 
 import contextlib

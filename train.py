@@ -106,7 +106,7 @@ class Settings:
         if self.peers and self.method != "mopd":
             raise ValueError(f"--peers belongs to --method mopd: leave it out with --method {self.method}")
         if self.feedback and self.method != "mopd":
-            raise ValueError(f"--feedback belongs to --method mopd (sdpo shows it anyway): leave it out with {self.method}")
+            raise ValueError("--feedback belongs to --method mopd (sdpo shows it anyway): leave it out")
         if self.method in ("mopd", "sdpo", "grpo") and self.rollouts < 2:
             raise ValueError(f"--rollouts {self.rollouts}: --method {self.method} compares rollouts, so at least 2")
         if self.method == "opd" and self.teacher in (None, *COPIES):
@@ -146,7 +146,7 @@ class Settings:
 
 
 COPIES = ("ema", "frozen", "current")                            # teachers that are the student itself or a copy of it
-# Defaults that depend on the model: right for the tiny world, and the paper's for real ones. The tiny teacher is frozen:
+# Defaults that depend on the model: right for the tiny world, the paper's for real ones. The tiny teacher is frozen:
 # training on bare prompts makes so small a student forget how to read peers, and an EMA teacher forgets with it.
 TINY = dict(steps=60, max_new_tokens=32, lr=1e-3, teacher="frozen", ema_rate=0.01, peer_tokens=64, micro_tokens=4096,
             eval_every=15, eval_problems=64, eval_temperature=1.0, eval_top_p=1.0)

@@ -72,8 +72,8 @@ def reset_peak():
 def run_ours(steps, top_k):
     import mopd
     from verifiers import Verdict
-    mopd.verify_batch = lambda task, texts, answers, workers: [Verdict(succeeds(t), None, "" if succeeds(t) else "Wrong.")
-                                                      for t in texts]
+    mopd.verify_batch = lambda task, texts, answers, workers: [
+        Verdict(succeeds(t), None, "" if succeeds(t) else "Wrong.") for t in texts]
     student, tokenizer = model_and_tokenizer()
     teacher = mopd.make_teacher("ema", student.eval(), tokenizer)
     optimizer = torch.optim.AdamW(student.parameters(), lr=LR, weight_decay=0.0)
@@ -123,7 +123,8 @@ def run_trl(steps, batch):
     model, tokenizer = model_and_tokenizer()
     model.save_pretrained(folder)                                  # the trainer loads its EMA teacher from a folder
     config = SDPOConfig(
-        output_dir=folder, model_init_kwargs={"dtype": "float32"}, use_cpu=True, bf16=False, report_to=[], save_strategy="no", logging_strategy="no",
+        output_dir=folder, model_init_kwargs={"dtype": "float32"}, use_cpu=True, bf16=False, report_to=[],
+        save_strategy="no", logging_strategy="no",
         disable_tqdm=True, max_steps=steps, per_device_train_batch_size=batch,
         gradient_accumulation_steps=PROMPTS * ROLLOUTS // batch, num_generations=ROLLOUTS,
         max_completion_length=NEW_TOKENS, learning_rate=LR, max_grad_norm=1.0, gradient_checkpointing=False,

@@ -1,6 +1,6 @@
 """Compare the methods on the tiny math world: same rollout budget, each at its best learning rate of one small grid.
 
-    python benchmarks/compare_methods.py              # about 20 minutes on two idle CPU cores; picks up where it stopped
+    python benchmarks/compare_methods.py              # about 20 minutes on two idle cores; picks up where it stopped
 
 Every run is `python train.py --task math ...` in a process of its own with one thread, so any cell can be repeated
 alone. The learning rate is chosen by the final held-out mean@8 on another seed than those of the table; the intervals
@@ -65,7 +65,7 @@ def main():
     if options.steps % 4:
         parser.error("--steps must be a multiple of 4: the table reads the curves at a quarter and at half")
     with ThreadPoolExecutor(options.jobs) as pool:
-        run(options.methods[0], options.lrs[0], options.choice_seeds[0], options)       # makes the student for all others
+        run(options.methods[0], options.lrs[0], options.choice_seeds[0], options)   # makes the student for all
         trial = {(m, lr, s): pool.submit(run, m, lr, s, options)
                  for m in options.methods for lr in options.lrs for s in options.choice_seeds}
         score = {key: job.result()[options.steps] for key, job in trial.items()}
