@@ -205,7 +205,7 @@ def save(run):
         told = error                                             # torch's own error hides the system's "disk full"
         while told.__context__ and not isinstance(told, OSError):
             told = told.__context__
-        raise OSError(f"cannot save {final}: {str(told).strip().splitlines()[0]}") from error
+        raise OSError(f"cannot save {final}: {(str(told).strip() or repr(told)).splitlines()[0]}") from error
     if main:
         if final.exists():
             tqdm.write(f"{final} was damaged and is written anew")

@@ -383,7 +383,8 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
             run.student.eval()
             return metrics, view
 
-        alone = lambda size: all(len(batch) == 1 for batch in mopd.microbatches(attempts, size))
+        every = [dataclasses.replace(a, weight=1.0) for a in attempts]                # the token view reads all of them
+        alone = lambda size: all(len(batch) == 1 for batch in mopd.microbatches(every, size))
         (metrics, view), more = checkpoint.within_memory(score, s.micro_tokens, alone=alone, name="scoring tokens")
     lr, grad_norm = s.lr * min(1.0, step / max(1, s.warmup_steps)), None
     if metrics["scored_tokens"]:                        # else nothing to learn: momentum and EMA would move on alone
