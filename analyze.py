@@ -25,6 +25,7 @@ import numpy
 from transformers.utils import logging as transformers_logging
 
 import mopd
+import parallel
 import peer_context
 import report
 import train
@@ -159,15 +160,15 @@ def draw_peers(attempts, contexts, seed) -> tuple[dict[str, dict], list[list[int
 
 def read_contexts(run, attempts, peers) -> tuple[dict[str, list], set[int]]:
     """({context: a Reading for each attempt that has peers there}, positions that lost a peer for want of room)."""
-    s, readings, lost = run.settings, {}, set()
+    s, versions, lost = run.settings, {}, set()
     for c, chosen in peers.items():
         copies = [replace(a, peers=chosen.get(i, peer_context.Peers((), ())), feedback="", weight=float(i in chosen))
                   for i, a in enumerate(attempts)]
         mopd.write_contexts(copies, run.teacher, peer_tokens=s.peer_tokens, longest=mopd.max_length(run.teacher.model))
         lost |= {i for i in chosen if not copies[i].weight or copies[i].peers != chosen[i]}
-        readings[c] = report.read_tokens(run.student, run.teacher, copies, temperature=s.temperature,
-                                         budget=s.micro_tokens, autocast=run.autocast)
-    return readings, lost
+        versions[c] = copies
+    return report.read_tokens(run.student, run.teacher, versions, temperature=s.temperature, budget=s.micro_tokens,
+                              autocast=run.autocast), lost
 
 
 def measure_signal(run, attempts, *, contexts=(*SIGNAL, *CONTROLS), resamples=2000) -> dict:
@@ -266,8 +267,10 @@ def teacher_success(run, copies, *, per_group=2) -> dict[int, float]:
     s, rows = run.settings, []
     for mates in grouped(copies):
         rows += [a for a in mates if a.weight][:per_group]
-    groups = generate(run.teacher.model, [a.teacher_ids for a in rows], 1, max_new_tokens=s.max_new_tokens, seed=s.seed,
-                      stop_ids=mopd.stop_ids(run.teacher.model, run.teacher.tokenizer), temperature=s.temperature)
+    with run.autocast():
+        groups = generate(run.teacher.model, [a.teacher_ids for a in rows], 1, max_new_tokens=s.max_new_tokens,
+                          stop_ids=mopd.stop_ids(run.teacher.model, run.teacher.tokenizer), seed=s.seed,
+                          temperature=s.temperature)
     rollouts = [rollout for group in groups for rollout in group]
     texts = [mopd.completion_text(run.tokenizer, r.ids[:-1] if r.stopped else r.ids) for r in rollouts]
     verdicts = verify_batch(s.task, texts, [a.problem.answer for a in rows])
@@ -298,14 +301,15 @@ def preflight(run, attempts) -> dict:
     mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens, longest=mopd.max_length(run.teacher.model))
     student = {mates[0].group: mean([a.success for a in mates]) for mates in grouped(attempts)}
     teacher = teacher_table(run, report.with_contexts(run, attempts, seed), student)
-    readings = [r for r in report.read_tokens(run.student, run.teacher, attempts, temperature=s.temperature,
-                                              budget=s.micro_tokens, autocast=run.autocast) if r]
+    read = report.read_tokens(run.student, run.teacher, {"own": attempts}, temperature=s.temperature,
+                              budget=s.micro_tokens, autocast=run.autocast)["own"]
+    readings = [reading for reading in read if reading]
     tokens = lambda name: numpy.concatenate([getattr(r, name) for r in readings] or [numpy.zeros(1)])
     try:
         signal = measure_signal(run, attempts, contexts=("none", "1 + 1"))
     except ValueError:                                           # too few prompts: print_preflight says so
         signal = {}
-    own = teacher["none" if s.method == "opd" else s.peers or s.method]
+    own = teacher[report.own_context(s)]
     lead = own["teacher"] - own["student"] if own["problems"] else None
     rates, weighted = list(student.values()), mean([a.weight > 0 for a in attempts])
     result = {"success": mean(rates), "mixed": mean([0 < x < 1 for x in rates]),
@@ -378,7 +382,7 @@ def main(arguments=None):
             result = measure_signal(run, attempts, resamples=options.resamples)
         else:
             result = preflight(run, attempts)
-    except (ValueError, OSError) as error:
+    except (*parallel.REFUSALS, MemoryError) as error:
         print(f"analyze.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     {"signal": print_signal, "preflight": print_preflight}[options.command](result)

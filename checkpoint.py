@@ -66,11 +66,14 @@ def claim(out, *, resume):
 
 def check_folder(out, resume):
     """ValueError unless `out` is free for a new run or, with `resume`, empty or the folder of a run."""
-    if out.exists() and (not out.is_dir() or any(path.name != "lock" for path in out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(path.name not in PRELUDE for path in out.iterdir())):
         if not resume:
             raise ValueError(f"{out} is not empty: choose another --out, or --resume to continue the run there")
         if not (out / "config.json").is_file():
             raise ValueError(f"{out} is not the folder of a run (no config.json): nothing to resume")
+
+
+PRELUDE = ("lock", "config.json.tmp")                            # what a run that died at its start may leave
 
 
 class Abandoned(BaseException):
@@ -79,8 +82,9 @@ class Abandoned(BaseException):
 
 class Stop:
     """`with Stop() as stop`: SIGTERM or the first Ctrl-C only sets `stop.signal`, its number, so that no update and no
-    file is left half done; inside `with stop.abandonable():` it raises Abandoned. A second Ctrl-C ends the process by
-    the system's default, at once, even in the middle of a matrix product; further SIGTERMs change nothing."""
+    file is left half done; inside `with stop.abandonable():` it raises Abandoned, with several processes only when all
+    enter there. Of a single process a second Ctrl-C is the end by the system's default, at once, even in the middle of
+    a matrix product; further SIGTERMs change nothing."""
 
     def __init__(self):
         self.signal, self.may_raise = None, False
@@ -101,14 +105,20 @@ class Stop:
         self.signal = number
         if signal.SIGINT in self.before and parallel.world() == 1:     # torchrun passes on what the terminal has sent
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+        how = "saving, then stopping (Ctrl-C: at once)" if parallel.world() == 1 else "stopping after this step"
         with contextlib.suppress(OSError):                       # a terminal that is gone
-            os.write(2, f"\n{signal.Signals(number).name}: saving, then stopping (Ctrl-C: at once)\n".encode())
+            parallel.is_main() and os.write(2, f"\n{signal.Signals(number).name}: {how}\n".encode())
         if self.may_raise:
             raise Abandoned
 
+    def heard(self) -> bool:
+        """Whether any process has had a signal, which is then everybody's. A meeting."""
+        self.signal = next(filter(None, parallel.gather([self.signal])), None)
+        return self.signal is not None
+
     @contextlib.contextmanager
     def abandonable(self):
-        if parallel.agree(self.signal is not None):
+        if self.heard():
             raise Abandoned
         self.may_raise = parallel.world() == 1                   # a process that left alone would leave others waiting
         try:
@@ -133,7 +143,7 @@ def run_to_its_end(run, loop, command) -> int:
             print(f"train.py: error: {error} (after {run.done} steps, {run.saved} of them saved in {run.out}; "
                   f"to go on: {command})", file=sys.stderr)
             return 1
-    if stop.signal:
+    if stop.heard():
         print(f"stopped after {run.done} of {run.settings.steps} steps; to go on: {command}")
         return 128 + stop.signal
     return 0
@@ -149,11 +159,11 @@ def within_memory(work, size, *, alone, name):
         try:
             return work(size), retries
         except RuntimeError as error:                            # the CPU's allocator has no exception of its own
-            memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-            if not memory or parallel.world() > 1:               # the others are in the middle of it: all stop
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
-            if alone(size):
-                raise MemoryError(f"out of memory in {name} with one rollout at a time: {str(error).splitlines()[0]}")
+            if parallel.world() > 1 or alone(size):              # the others are in the middle of it: all stop
+                how = "with one rollout at a time" if parallel.world() == 1 else "(several processes do not try again)"
+                raise MemoryError(f"out of memory in {name} {how}: {str(error).splitlines()[0]}")
         retries, size = retries + 1, size // 2                   # out here: the error held the tensors of its frames
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -281,18 +291,21 @@ def load(run, may_change):
 
     Raises ValueError where settings other than `may_change`, or the rows of the data, are not those of the checkpoint.
     """
-    newest, facts = parallel.in_turn(lambda: fitting(run, may_change))
+    newest, facts = parallel.by_main(lambda: newest_of(run, may_change))
     if newest is None:
         print(f"nothing saved in {run.out} yet: starting afresh")
         return
     weights = AutoModelForCausalLM.from_pretrained(newest / "model", dtype=torch.float32).state_dict()
     parallel.load_weights(run.student, weights)
-    parallel.read_state(newest / "state", run.student, run.optimizer, own_teacher(run))
+    try:
+        parallel.read_state(newest / "state", run.student, run.optimizer, own_teacher(run))
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{newest}/state does not fit this model: {str(error).splitlines()[0]}") from error
     run.done = run.saved = facts["step"]
     print(f"resuming from {newest}")
 
 
-def fitting(run, may_change):
+def newest_of(run, may_change):
     """(the newest whole checkpoint, its run.json), refused where it is not this run's; (None, None) where none is."""
     newest = newest_whole(run.out)
     if newest is None:
@@ -340,14 +353,6 @@ def append(path, record):
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     except OSError as error:                                     # a full disk names no file
         raise OSError(f"cannot write {path}: {error.strerror}") from error
-
-
-def read_lines(path) -> list[dict]:
-    """The records of a JSON Lines file of the run; a last line that a dying process left unfinished is left out."""
-    lines = path.read_text("utf-8").split("\n") if path.is_file() else [""]
-    if lines[-1]:
-        print(f"{path}: the last line is unfinished and left out")
-    return [json.loads(line) for line in lines[:-1]]
 
 
 def rewind(path, done):

@@ -220,17 +220,23 @@ def plan(attempts, *, method, peers="contrastive", feedback=False, seed=0) -> No
     grpo   no teacher: weight = advantage, (r - group mean) / (group std + 1e-4)
     rft    no teacher: weight 1 for a success, 0 otherwise
     """
+    texts = [peer_context.strip_thinking(a.text) for a in attempts]
+    facts = dict(group=[a.group for a in attempts], correct=[a.success for a in attempts], texts=texts,
+                 usable=[a.rollout.stopped and bool(text) for a, text in zip(attempts, texts)])
+    groups = {}
     for i, a in enumerate(attempts):
-        mates = [b for b in attempts if b.group == a.group]
+        groups.setdefault(a.group, []).append(i)
+    for i, a in enumerate(attempts):
+        mates = groups[a.group]
         if method in ("mopd", "sdpo"):
-            a.peers = _choose(attempts, i, "sdpo" if method == "sdpo" else peers, seed)
+            a.peers = _choose(facts, i, mates, "sdpo" if method == "sdpo" else peers, seed=(seed, a.problem.key))
             shows_feedback = (method == "sdpo" or feedback) and not a.success and not a.peers.successes
             a.feedback = a.verdict.feedback if shows_feedback else ""
             a.weight = float(bool(a.peers.successes or a.peers.failures or a.feedback))
         elif method == "opd":
             a.weight = 1.0
         elif method == "grpo":
-            rewards = torch.tensor([float(b.success) for b in mates])
+            rewards = torch.tensor([float(attempts[j].success) for j in mates])
             a.weight = float((float(a.success) - rewards.mean()) / (rewards.std(correction=0) + 1e-4))
         elif method == "rft":
             a.weight = float(a.success)
@@ -238,19 +244,14 @@ def plan(attempts, *, method, peers="contrastive", feedback=False, seed=0) -> No
             raise ValueError(f"unknown method {method!r}: use {', '.join(METHODS)}")
 
 
-def _choose(attempts, i, kind, seed) -> peer_context.Peers:
-    """Peers of attempt i as positions in `attempts`. Truncated rollouts and those without an answer are never shown."""
-    group, correct = [a.group for a in attempts], [a.success for a in attempts]
-    texts = [peer_context.strip_thinking(a.text) for a in attempts]
-    usable = [a.rollout.stopped and bool(text) for a, text in zip(attempts, texts)]
-    seed = (seed, attempts[i].problem.key)
+def _choose(facts, i, mates, kind, *, seed) -> peer_context.Peers:
+    """Peers of attempt i, whose group is at `mates`. Truncated rollouts and those without an answer are never shown."""
     if kind not in SLOTS:
-        return peer_context.choose_control(kind, group, correct, i, usable=usable, texts=texts, seed=seed)
+        return peer_context.choose_control(kind, i=i, seed=seed, **facts)
     n_success, n_failure = SLOTS[kind]
-    mates = [j for j in range(len(attempts)) if group[j] == group[i]]
-    pick = lambda values: [values[j] for j in mates]
-    chosen = peer_context.choose_peers(pick(correct), mates.index(i), n_success=n_success, n_failure=n_failure,
-                                       usable=pick(usable), texts=pick(texts), seed=seed)
+    correct, usable, texts = ([facts[name][j] for j in mates] for name in ("correct", "usable", "texts"))
+    chosen = peer_context.choose_peers(correct, mates.index(i), n_success=n_success, n_failure=n_failure, usable=usable,
+                                       texts=texts, seed=seed)
     return peer_context.Peers(tuple(mates[j] for j in chosen.successes), tuple(mates[j] for j in chosen.failures))
 
 

@@ -11,7 +11,8 @@ whole, sums are the values, models stay as they are. Under `torchrun --nproc-per
                    is whole only while it computes, and the whole model only while it samples
 
 A collective is a meeting: all processes must come, in the same order. So none stands behind a condition that one
-process alone could see, and none inside rollout.generate, whose number of decoding steps differs from process to process.
+process alone could see, and none inside rollout.generate, whose number of decoding steps differs from process to
+process.
 """
 
 import contextlib
@@ -29,21 +30,26 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-PATIENCE = datetime.timedelta(hours=2)      # the longest wait for another's rollouts; the dead are noticed at once
+PATIENCE = datetime.timedelta(hours=2)      # the longest wait for another's rollouts; torchrun notices the dead
+REFUSALS = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError)
 
 
 # --- processes ---
 
+class Refused(ValueError):
+    """A refusal that every process has heard, so that all part together and one of them says it."""
+
+
 def join():
     """Join the job that torchrun has started, if it has; from here on only process 0 writes to standard output.
 
-    One GPU for each process of a node, or no GPU at all: anything between raises ValueError.
+    One GPU for each process of a node, or no GPU at all: anything between raises Refused.
     """
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1" or dist.is_initialized():
         return
     here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
     if 0 < gpus < here:
-        raise ValueError(f"--nproc-per-node {here} on a node with {gpus} GPUs: start {gpus}, or hide the GPUs "
+        raise Refused(f"--nproc-per-node {here} on a node with {gpus} GPUs: start {gpus}, or hide the GPUs "
                          "(CUDA_VISIBLE_DEVICES=) to run on the CPU")
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -91,6 +97,14 @@ def total(values) -> list:
     return sums.tolist()
 
 
+def launcher() -> list[str]:
+    """The words that start this job again, before the script's own."""
+    if world() == 1:
+        return ["python"]
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    return ["torchrun", *(["--nnodes", str(world() // here)] if world() > here else []), "--nproc-per-node", str(here)]
+
+
 def workers():
     """How many programs this process may run at once: its part of the node's cores. None, all of them, when alone."""
     return None if world() == 1 else max(1, os.cpu_count() // int(os.environ["LOCAL_WORLD_SIZE"]))
@@ -109,8 +123,8 @@ def wait():
 def in_turn(make):
     """make() on the first process of each node, then on the others, which find its downloads and caches ready.
 
-    What `make` refuses on one process (ValueError, OSError, SystemExit) is raised on all of them, the lowest rank's
-    first: no process goes on to wait for one that has given up. `make` must not contain a meeting of its own.
+    What `make` refuses on one process (one of REFUSALS, SystemExit) is raised on all of them as Refused, the lowest
+    rank's first: none goes on to wait for one that has given up. `make` must not contain a meeting of its own.
     """
     if world() == 1:
         return make()
@@ -119,19 +133,19 @@ def in_turn(make):
         if turn == (os.environ["LOCAL_RANK"] == "0"):
             try:
                 made = make()
-            except (ValueError, OSError) as error:
+            except REFUSALS as error:
                 refusal = str(error)
             except SystemExit as error:             # argparse's: its line is printed already
                 refusal = error.code
         for found in gather([refusal]):
             if found is not None:
-                raise SystemExit(found) if isinstance(found, int) else ValueError(found)
+                raise SystemExit(found) if isinstance(found, int) else Refused(found)
     return made
 
 
 def by_main(make):
-    """make() on process 0 alone, with refusals as in `in_turn`. Not for what contains a meeting."""
-    in_turn(lambda: make() if is_main() else None)
+    """What make() returns on process 0, everywhere; refusals as in `in_turn`. Not for what contains a meeting."""
+    return gather([in_turn(lambda: make() if is_main() else None)])[0]
 
 
 # --- sharded models ---
@@ -212,14 +226,8 @@ def load_weights(model, weights):
 
 def write_state(folder, student, optimizer, teacher):
     """Write AdamW's moments and the teacher (a model or None) to `folder`, each process its shards."""
-    failures = {}
-    try:
-        with _quiet():
-            dcp.save(_tensors(student, optimizer, teacher), checkpoint_id=folder, no_dist=world() == 1)
-    except CheckpointException as error:            # no Exception, and each process's own is inside
-        failures = error.failures
-    for failure, _ in failures.values():            # out here, where it keeps its context
-        raise failure
+    tensors = _tensors(student, optimizer, teacher)
+    _plainly(lambda: dcp.save(tensors, checkpoint_id=folder, no_dist=world() == 1))
 
 
 def read_state(folder, student, optimizer, teacher):
@@ -233,8 +241,8 @@ def read_state(folder, student, optimizer, teacher):
         if f"optimizer.{name}.step" in stored:
             optimizer.state[parameter] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter),
                                           "exp_avg_sq": torch.zeros_like(parameter)}
-    with _quiet():
-        dcp.load(_tensors(student, optimizer, teacher), checkpoint_id=folder, no_dist=world() == 1)
+    tensors = _tensors(student, optimizer, teacher)
+    _plainly(lambda: dcp.load(tensors, checkpoint_id=folder, no_dist=world() == 1))
 
 
 def _tensors(student, optimizer, teacher):
@@ -246,9 +254,15 @@ def _tensors(student, optimizer, teacher):
     return tensors
 
 
-@contextlib.contextmanager
-def _quiet():
-    """Without torch's warning that a single process is alone."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        yield
+def _plainly(work):
+    """work(), raising the error of a process itself: torch wraps it into one that is no Exception. Without torch's
+    warning that a single process is alone."""
+    failures = {}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+            work()
+    except CheckpointException as error:
+        failures = error.failures
+    for failure, _ in failures.values():            # out here, where it keeps its own context
+        raise failure

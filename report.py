@@ -217,33 +217,47 @@ class Reading:
 
 
 @torch.no_grad()
-def read_tokens(student, teacher, attempts, *, temperature, budget, limit=None, top=0,
-                autocast=contextlib.nullcontext) -> list[Reading | None]:
-    """A Reading of each attempt's first `limit` tokens under its teacher_ids; None for one without a weight.
+def read_tokens(student, teacher, versions, *, temperature, budget, limit=None, top=0,
+                autocast=contextlib.nullcontext) -> dict[str, list[Reading | None]]:
+    """{context: a Reading of each attempt's first `limit` tokens under its teacher_ids, None for one without a weight}.
 
-    Same passes, temperature and common vocabulary as in training; no gradients, no random numbers. budget: tokens,
-    padding included, that go through the models at once. top: how many of the likeliest tokens to keep.
+    versions: {context: the same attempts, as `plan` and `write_contexts` leave them there}; the student, who reads no
+    context, reads each once. Same temperature and common vocabulary as in training; no gradients, no random numbers.
+    budget: tokens, padding included, that go through the models at once. top: how many of the likeliest to keep.
     """
-    found, rows = {}, slice(teacher.vocabulary)
-    for batch in mopd.microbatches(attempts, budget):
-        completions = [a.rollout.ids[:limit] for a in batch]
+    longest = [replace(copies[0], weight=float(any(a.weight for a in copies)),
+                       teacher_ids=max((a.teacher_ids for a in copies), key=len)) for copies in zip(*versions.values())]
+    place = {id(a): n for n, a in enumerate(longest)}
+    found = {name: [None] * len(longest) for name in versions}
+    read = lambda model, prompts, ids: parallel.inside(model, lambda: mopd.hidden_states(model, prompts, ids))
+    for batch in mopd.microbatches(longest, budget):
         with autocast():
-            read = parallel.inside(teacher.model, lambda: mopd.hidden_states(
-                teacher.model, [a.teacher_ids for a in batch], completions))
-            own = parallel.inside(student, lambda: mopd.hidden_states(
-                student, [a.rollout.prompt_ids for a in batch], completions))
-        ids = torch.tensor([t for c in completions for t in c], device=own.device)
-        sides = (own, mopd.head(student)[rows]), (read, mopd.head(teacher.model)[rows])
-        out = distill_loss(*sides[0], *sides[1], torch.zeros(len(ids), device=own.device), temperature=temperature,
-                           sampled_ids=ids)
-        values = torch.stack([out.student_logprobs, out.teacher_logprobs, out.divergence]).float().cpu().numpy()
-        tops = [likeliest(*side, temperature, top) for side in sides]
-        for a, end in zip(batch, itertools.accumulate(map(len, completions))):
-            span = slice(end - len(a.rollout.ids[:limit]), end)
-            found[id(a)] = Reading(*values[:, span], *(side[span] for side in tops))
+            own = read(student, [a.rollout.prompt_ids for a in batch], [a.rollout.ids[:limit] for a in batch])
+        own = own.split([len(a.rollout.ids[:limit]) for a in batch])
+        own_top = [likeliest(states, mopd.head(student)[:teacher.vocabulary], temperature, top) for states in own]
+        for name, copies in versions.items():
+            rows = [r for r, a in enumerate(batch) if copies[place[id(a)]].weight]
+            if rows:
+                ids = [batch[r].rollout.ids[:limit] for r in rows]
+                with autocast():
+                    states = read(teacher.model, [copies[place[id(batch[r])]].teacher_ids for r in rows], ids)
+                mine = torch.cat([own[r] for r in rows])
+                values, tops = compare(mine, student, states, teacher, ids, temperature, top)
+                for r, end in zip(rows, itertools.accumulate(map(len, ids))):
+                    span = slice(end - len(own[r]), end)
+                    found[name][place[id(batch[r])]] = Reading(*values[:, span], own_top[r], tops[span])
     for model in (teacher.model, student):
         parallel.release(model)
-    return [found.get(id(a)) for a in attempts]
+    return found
+
+
+def compare(own, student, states, teacher, ids, temperature, top):
+    """((student's, teacher's log-probabilities of ids, divergence) (3, N), the teacher's likeliest tokens)."""
+    rows, flat = slice(teacher.vocabulary), torch.tensor(sum(ids, []), device=own.device)
+    out = distill_loss(own, mopd.head(student)[rows], states, mopd.head(teacher.model)[rows],
+                       torch.zeros(len(flat), device=own.device), temperature=temperature, sampled_ids=flat)
+    values = torch.stack([out.student_logprobs, out.teacher_logprobs, out.divergence]).float().cpu().numpy()
+    return values, likeliest(states, mopd.head(teacher.model)[rows], temperature, top)
 
 
 def likeliest(hidden, matrix, temperature, top) -> list[list[tuple[int, float]]]:
@@ -253,6 +267,13 @@ def likeliest(hidden, matrix, temperature, top) -> list[list[tuple[int, float]]]
         best = ((part @ matrix.T).float() / temperature).log_softmax(-1).topk(top)
         found += [list(zip(*pair)) for pair in zip(best.indices.tolist(), best.values.tolist())]
     return found
+
+
+def own_context(settings) -> str:
+    """The name of the context that the run's own teacher reads."""
+    if settings.method == "opd":
+        return "none"
+    return (settings.peers or settings.method) + " + feedback" * settings.feedback
 
 
 def with_contexts(run, attempts, seed) -> dict[str, list]:
@@ -267,8 +288,8 @@ def with_contexts(run, attempts, seed) -> dict[str, list]:
         mopd.plan(versions[name], seed=seed, **method)
         mopd.write_contexts(versions[name], run.teacher, peer_tokens=s.peer_tokens,
                             longest=mopd.max_length(run.teacher.model))
-    if s.method == "sdpo" or (s.method == "mopd" and s.peers not in CONTEXTS):
-        versions[s.peers or s.method] = [replace(a) for a in attempts]
+    if s.teaches and own_context(s) not in CONTEXTS:
+        versions[own_context(s)] = [replace(a) for a in attempts]
     return versions
 
 
@@ -286,10 +307,9 @@ def token_view(run, step, attempts, *, seed, budget, seconds) -> list[dict]:
     records, text_of = [], token_texts(run.tokenizer)
     for mates in groups:
         first = next(i for i, a in enumerate(attempts) if a is mates[0])
-        versions, readings = with_contexts(run, mates, seed), {}
-        for name, copies in versions.items():
-            readings[name] = read_tokens(run.student, run.teacher, copies, temperature=s.temperature, limit=VIEW_TOKENS,
-                                         budget=budget, top=3, autocast=run.autocast)
+        versions = with_contexts(run, mates, seed)
+        readings = read_tokens(run.student, run.teacher, versions, temperature=s.temperature, limit=VIEW_TOKENS,
+                               budget=budget, top=3, autocast=run.autocast)
         if None in readings["none"]:            # too long for the teacher, or with a token that it does not know
             continue
         rows = []
@@ -352,13 +372,14 @@ def show(folder, *, step=None, context="contrastive", colour=None):
         raise ValueError(f"{folder} has no tokens of {'any step' if step is None else f'step {step}'}"
                          + (f": choose from {', '.join(map(str, steps))}" if steps else ""))
     record = next(r for r in records if r["step"] == (steps[-1] if step is None else step))
+    known = record["attempts"][0]["contexts"]
+    if context not in known:
+        raise ValueError(f"--context {context}: this run has {', '.join(known)}")
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") if colour is None else colour
     clean = lambda text: "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)     # no escape codes
     print(f"step {record['step']}, problem {record['problem']}, teacher: {record['teacher']}, context: {context}\n"
           f"{clean(record['prompt'])}")
     for a in record["attempts"]:
-        if context not in a["contexts"]:
-            raise ValueError(f"--context {context}: this run has {', '.join(a['contexts'])}")
         c = a["contexts"][context]
         print(f"\n#{a['number']} {'right' if a['right'] else 'wrong'}, {peers_of(c)}")
         for text, teacher, student in zip(a["tokens"], c["teacher"], a["student"]):

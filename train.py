@@ -32,7 +32,7 @@ import parallel
 import report
 import tiny
 import verifiers
-from checkpoint import append, read_lines
+from checkpoint import append
 from loss import DIVERGENCES
 from rollout import generate, rows_in_memory
 
@@ -410,7 +410,8 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
 def train(run, stop):
     """The loop. A signal ends it by checkpoint.Abandoned, between two steps or in one that is then forgotten."""
     s, example, metrics_file = run.settings, None, run.out / "metrics.jsonl"
-    look = report.monitor(report.read_records(metrics_file))
+    past = report.read_records(metrics_file)
+    look = report.monitor(past)
 
     def evaluate_now():
         with stop.abandonable():
@@ -420,7 +421,7 @@ def train(run, stop):
                    .format(**record))
 
     if run.held_out and due(s, run.done, s.eval_every):    # the start, or what a run that was stopped left to be done
-        if not parallel.agree(any(r["step"] == run.done and "eval_k" in r for r in read_lines(metrics_file))):
+        if not parallel.agree(any(r["step"] == run.done and "eval_k" in r for r in past)):
             evaluate_now()
     for step in tqdm(range(run.done + 1, s.steps + 1), desc="steps", initial=run.done, total=s.steps,
                      disable=None if parallel.is_main() else True):
@@ -452,25 +453,32 @@ def main(arguments=None):
             settings = parallel.in_turn(lambda: parse(arguments))
             settings.out = parallel.gather([settings.out])[0]            # its default names the second
             out = Path(settings.out)
-            lock = lambda: held.enter_context(checkpoint.claim(out, resume=settings.resume))
+
+            def lock():
+                held.enter_context(checkpoint.claim(out, resume=settings.resume))
+
             existed = parallel.agree(out.exists())
             parallel.by_main(lock if existed else lambda: None)
             run = prepare(settings)
             parallel.by_main(lambda: None if existed else lock())        # a new folder when nothing is left to refuse
             parallel.by_main(lambda: begin(run))
-        except (ValueError, OSError, torch.OutOfMemoryError) as error:
-            if parallel.is_main():
+        except parallel.REFUSALS as error:
+            shared = isinstance(error, parallel.Refused)
+            if parallel.is_main() or not shared:
                 print(f"train.py: error: {error}", file=sys.stderr)
-            parallel.leave()
+            if shared:                                       # else the others are waiting for something else
+                parallel.leave()
             sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(130)
         more = [*(["--out", settings.out] if "--out" not in arguments else []),
                 *(["--resume"] if not settings.resume else [])]
-        status = checkpoint.run_to_its_end(run, train, shlex.join(["python", sys.argv[0], *arguments, *more]))
+        command = shlex.join([*parallel.launcher(), sys.argv[0], *arguments, *more])
+        status = checkpoint.run_to_its_end(run, train, command)
+    if status != 1:                                          # all come to this end, a signal's too
+        parallel.leave()
     if status:
         sys.exit(status)
-    parallel.leave()
 
 
 def begin(run):

@@ -807,7 +807,7 @@ def _run_test(program, answer, test, time_limit, memory_mb):
         else:                                                 # by the judge
             problem = problem or not reply["ok"] and "the assertion does not hold."
             shown = _show("Call", reply.get("call", "")) + _show("Returned", reply.get("value", ""))
-    except Exception:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):    # of such nonsense
         problem = problem or "the function returned nothing that can be read."
     return problem and problem + shown + _show("Errors", err, tail=True) or ""
 

@@ -141,7 +141,8 @@ def same_runs(a, b, steps):
     """Metrics and samples value for value, no step missing or twice, and the state to the last bit."""
     assert [line["step"] for line in steps_of(a) if "loss" in line] == list(range(1, steps + 1))
     assert steps_of(a) == steps_of(b)
-    assert (a / "samples.jsonl").read_bytes() == (b / "samples.jsonl").read_bytes()
+    for name in ("samples.jsonl", "tokens.jsonl"):
+        assert (a / name).read_bytes() == (b / name).read_bytes()
     a, b = (path / f"step-{steps:06d}" for path in (a, b))
     assert (a / "model" / "model.safetensors").read_bytes() == (b / "model" / "model.safetensors").read_bytes()
     left, right = map(state_of, (a, b))
