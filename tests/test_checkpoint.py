@@ -521,6 +521,16 @@ def test_out_of_memory_halves_the_work_and_gives_the_same_gradient(folder, tmp_p
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
+def test_out_of_memory_in_the_token_view_of_a_step_without_weights_halves_the_work(folder, tmp_path, monkeypatch):
+    """Nothing is to be scored there, so the view alone says whether one rollout at a time is read already."""
+    hidden_states = mopd.hidden_states
+    monkeypatch.setattr(mopd, "hidden_states", lambda model, prompts, completions: exhausted() if len(prompts) > 1
+                        else hidden_states(model, prompts, completions))
+    train.main(flags(folder, tmp_path / "out", "--steps", "1", "--method", "grpo", "--max-new-tokens", "1"))
+    (step,) = [line for line in steps_of(tmp_path / "out") if "loss" in line]
+    assert step["oom_retries"] > 0 and step["unweighted"] == 12 and (tmp_path / "out" / "tokens.jsonl").read_text()
+
+
 @pytest.mark.parametrize("owner, name, says", [(mopd, "hidden_states", "scoring"), (rollout.Sampler, "run", "generating")])
 def test_out_of_memory_with_one_rollout_alone_ends_the_run_in_one_line(folder, tmp_path, capsys, monkeypatch, owner, name, says):
     monkeypatch.setattr(owner, name, lambda *args: exhausted())

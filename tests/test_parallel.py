@@ -229,6 +229,27 @@ def test_other_methods_refusals_and_a_killed_process(untied, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_signal_stops_all_processes_after_a_step_and_the_command_goes_on(untied, tmp_path):
+    """Only one worker gets it: the other must hear of it, save with it and leave with it."""
+    out = tmp_path / "out"
+    (tmp_path / "job.py").write_text("import os, signal, sys, train\nstep = train.train_step\n"
+                                     "def asked(run, n, *rest):\n"
+                                     "    if n == 2 and os.environ['RANK'] == '1':\n"
+                                     "        os.kill(os.getpid(), signal.SIGTERM)\n"
+                                     "    return step(run, n, *rest)\n"
+                                     "train.train_step = asked\ntrain.main(sys.argv[1:])\n")
+    done = torchrun(2, tmp_path / "job.py", *flags(untied, out, "--eval-every", "100", "--save-every", "100", "--steps", "9"))
+    assert done.returncode != 0 and "Traceback (most recent call last)" not in done.stdout
+    assert "stopped after 1 of 9 steps; to go on: torchrun --nproc-per-node 2" in done.stdout
+    assert (out / "step-000001" / "manifest.json").is_file()
+    whole = tmp_path / "whole"
+    more = ("--eval-every", "100", "--save-every", "100", "--steps", "3")
+    train.main(flags(untied, whole, *more))
+    assert "resuming from" in ran(2, *flags(untied, out, *more, "--resume")).stdout
+    assert_same_run(whole, out)
+
+
+@pytest.mark.slow
 def test_four_processes_and_resumes_between_one_two_and_four(tied, untied, tmp_path):
     """Four processes for three problems: one has none to sample and must still come to every meeting."""
     for name, folder in (("tied", tied), ("untied", untied)):
