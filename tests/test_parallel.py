@@ -250,8 +250,13 @@ def test_a_signal_stops_all_processes_after_a_step_and_the_command_goes_on(untie
 
 
 @pytest.mark.slow
-def test_four_processes_and_resumes_between_one_two_and_four(tied, untied, tmp_path):
-    """Four processes for three problems: one has none to sample and must still come to every meeting."""
+def test_four_processes_and_resumes_between_one_two_and_four(tied, untied, tmp_path, monkeypatch):
+    """Four processes for three problems: one has none to sample and must still come to every meeting.
+
+    The single process does not share prompts here: what that rounds otherwise has grown, by step 5, to 2.4e-5 of
+    teacher_gap, a difference of nearly equal numbers.
+    """
+    monkeypatch.setattr(mopd, "can_share", lambda model: False)
     for name, folder in (("tied", tied), ("untied", untied)):
         one, two, four = (tmp_path / f"{name}-{n}" for n in (1, 2, 4))
         train.main(flags(folder, one, *EMA))
