@@ -5,7 +5,7 @@ every rollout run to the limit. One quantity varies at a time around K 8, 64 tok
 a process of its own. Memory is the peak resident set during the steps above what was resident before the first; the
 column "loss" is the part of it that the chunked divergence allocates: five chunk x V buffers and the head's gradient.
 
-    python benchmarks/bench_scaling.py                      # about 5 minutes on two CPU cores
+    python benchmarks/bench_scaling.py                      # about 15 minutes on two CPU cores
 """
 
 import argparse
