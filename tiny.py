@@ -211,59 +211,64 @@ def feedback_on(task, rule, values, verify) -> str:
     return verify(task, completion(task, WORDS[0], rule, values), answer(task, other, values)).feedback
 
 
-def warm_up_batch(task, tokenizer, instruction, verify, size, rng) -> tuple[torch.Tensor, ...]:
-    """(ids (B, L), weights of plain targets (B, L - 1), position of the rule (B,), its tokens and posterior (B, 10)).
+def warm_up_batch(task, tokenizer, instruction, verify, size, rng) -> list[tuple[torch.Tensor, ...]]:
+    """Two parts of (ids (B, L), weights of plain targets (B, L - 1), position of the rule (B,), its tokens, posterior).
 
     The completion names a rule drawn at random, so that the student stays consistent after any start; where the
-    completions of the ten rules part, the target is the posterior instead of the token that stands there. The peers are
-    predicted too, at PEER_WEIGHT: they are more examples of how an answer follows from a rule.
+    completions of the ten rules part, the target is the posterior (B, 10) over their tokens (B, 10) instead of the one
+    that stands there. The peers are predicted too, at PEER_WEIGHT: they are more examples of how an answer follows from
+    a rule.
     """
     examples = [warm_up_example(task, verify, rng) for _ in range(size)]
     system = {"role": "system", "content": instruction}
-    texts = [tokenizer.apply_chat_template([system, {"role": "user", "content": user}], tokenize=False,
-                                           add_generation_prompt=True) for _, user, _, _ in examples]
-    prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    prompts = [tokenizer.apply_chat_template([system, {"role": "user", "content": user}], tokenize=False,
+                                             add_generation_prompt=True) for _, user, _, _ in examples]
+    encoded = iter(tokenizer([text for prompt, (text, _, completions, _) in zip(prompts, examples)
+                              for text in (prompt, text, *completions)], add_special_tokens=False)["input_ids"])
     rows, user_token = [], tokenizer.convert_tokens_to_ids("<|user|>")
-    for prompt, (text, _, completions, possible) in zip(prompts, examples):
-        ways = [encode_cached(tokenizer, text) for text in completions]
+    for _, _, completions, possible in examples:
+        prompt, text, ways = next(encoded), next(encoded), [next(encoded) for _ in completions]
         parting = next(n for n in range(len(ways[0])) if len({way[n] for way in ways}) > 1)
-        read = prompt.index(user_token) + 1 + len(encode_cached(tokenizer, text)) - 1       # without its end of turn
-        rows.append((prompt, read, rng.choice(ways), parting, [way[parting] for way in ways], possible))
-    length = max(len(prompt) + len(way) for prompt, _, way, *_ in rows)
-    ids, weights = torch.full((size, length), tokenizer.pad_token_id), torch.zeros(size, length - 1)
-    for n, (prompt, read, way, parting, _, _) in enumerate(rows):
-        start, end = len(prompt) - 1, len(prompt) - 1 + len(way)          # shifted: position t predicts token t + 1
-        ids[n, :end + 1] = torch.tensor(prompt + way)
-        weights[n, read - 1:start], weights[n, start:end] = PEER_WEIGHT, 1.0
-        weights[n, start + parting] = 0.0
-    where = torch.tensor([len(prompt) - 1 + parting for prompt, _, _, parting, _, _ in rows])
-    posterior = torch.tensor([[float(p) for p in possible] for *_, possible in rows])
-    tokens = torch.tensor([tokens for *_, tokens, _ in rows])
-    return ids, weights, where, tokens, posterior / posterior.sum(1, keepdim=True)
-
-
-@functools.lru_cache(maxsize=None)
-def encode_cached(tokenizer, text) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        read = prompt.index(user_token) + 1 + len(text)
+        rows.append((prompt, read, rng.choice(ways) + [tokenizer.eos_token_id], parting,
+                     [way[parting] for way in ways], possible))
+    rows.sort(key=lambda row: len(row[0]) + len(row[2]))                   # short ones apart: half the padding
+    parts = []
+    for rows in (rows[:size // 2], rows[size // 2:]):
+        length = max(len(prompt) + len(way) for prompt, _, way, *_ in rows)
+        ids, weights = torch.full((len(rows), length), tokenizer.pad_token_id), torch.zeros(len(rows), length - 1)
+        for n, (prompt, read, way, parting, _, _) in enumerate(rows):
+            start, end = len(prompt) - 1, len(prompt) - 1 + len(way)       # shifted: position t predicts token t + 1
+            ids[n, :end + 1] = torch.tensor(prompt + way)
+            weights[n, read - 1:start], weights[n, start:end] = PEER_WEIGHT, 1.0
+            weights[n, start + parting] = 0.0
+        where = torch.tensor([len(prompt) - 1 + parting for prompt, _, _, parting, _, _ in rows])
+        posterior = torch.tensor([[float(p) for p in possible] for *_, possible in rows])
+        tokens = torch.tensor([tokens for *_, tokens, _ in rows])
+        parts.append((ids, weights, where, tokens, posterior / posterior.sum(1, keepdim=True)))
+    return parts
 
 
 def warm_up(model, tokenizer, task, instruction, verify, *, seed, device="cpu", progress=True):
     """Teach the student, by supervised learning, to infer a rule from peers and to carry it through."""
-    steps, peak = WARM_UP["steps"], WARM_UP["lr"]
+    steps, size, peak = WARM_UP["steps"], WARM_UP["batch"], WARM_UP["lr"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     rng = random.Random(f"warm-up {task} {seed}")
     model.to(device).train()
     for step in tqdm(range(steps), desc="warm-up", disable=None if progress else True):
-        batch = warm_up_batch(task, tokenizer, instruction, verify, WARM_UP["batch"], rng)
-        ids, weights, where, tokens, posterior = (t.to(device) for t in batch)
-        logits = model(input_ids=ids, use_cache=False).logits
-        plain = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        at_rule = torch.log_softmax(logits[torch.arange(len(ids)), where], dim=-1).gather(1, tokens)
-        loss = (plain * weights.flatten()).sum() / weights.ge(1).sum() - (posterior * at_rule).sum(1).mean()
+        parts = warm_up_batch(task, tokenizer, instruction, verify, size, rng)
+        plain_targets = sum(int(weights.ge(1).sum()) for _, weights, *_ in parts)
+        optimizer.zero_grad()
+        for ids, weights, where, tokens, posterior in ([t.to(device) for t in part] for part in parts):
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+            learnt = weights > 0                                           # no head where there is no target
+            plain = torch.nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][learnt]), ids[:, 1:][learnt],
+                                                      reduction="none")
+            at_rule = torch.log_softmax(model.lm_head(hidden[torch.arange(len(ids)), where]), -1).gather(1, tokens)
+            loss = (plain * weights[learnt]).sum() / plain_targets - (posterior * at_rule).sum() / size
+            loss.backward()
         for group in optimizer.param_groups:
             group["lr"] = peak * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        optimizer.zero_grad()
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     return model.eval()
