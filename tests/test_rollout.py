@@ -303,6 +303,36 @@ def test_rare_stop_checks_give_the_same_rollouts(monkeypatch):
         [(r.ids, r.stopped) for r in flat(reference)]
 
 
+PACKS = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+
+
+@pytest.mark.skipif(not PACKS, reason="this build of torch lacks MKL or oneDNN")
+def test_packed_weights_compute_the_same_and_leave_no_trace():
+    model, hooked, ids = tiny(dtype=torch.float32), [], torch.tensor(PROMPTS[1:2] * 5)
+    first, *others, last = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
+    first.bias = torch.nn.Parameter(torch.randn(first.out_features))
+    first.register_forward_hook(lambda *_: hooked.append(True))
+    last.forward = someones_own = last.forward
+    with torch.no_grad():
+        expected = model(ids).logits
+        with pytest.raises(KeyError), rollout.packed_weights(model, 5):
+            assert all("forward" in vars(layer) for layer in (first, *others)) and last.forward is someones_own
+            torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+            raise KeyError
+    assert len(hooked) == 2 and last.forward is someones_own
+    assert not any("forward" in vars(layer) for layer in (first, *others))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_only_float32_is_packed(dtype):
+    model = tiny(dtype=dtype)
+    with rollout.packed_weights(model, 5):
+        assert not any("forward" in vars(layer) for layer in model.modules())
+    model = tiny(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16), rollout.packed_weights(model, 5):
+        assert not any("forward" in vars(layer) for layer in model.modules())
+
+
 def test_progress_counts_every_rollout_once():
     for max_rows, stop_ids in ((None, range(2, 12)), (4, range(2, 12)), (None, []), (None, range(V))):
         told = []
