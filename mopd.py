@@ -367,6 +367,13 @@ def shared_hidden_states(model, prompts, completions) -> torch.Tensor:
     return _product_dtype(torch.cat(hidden))
 
 
+def completion_states(model, prompts, completions) -> torch.Tensor:
+    """Whichever of the two above is faster here: few distinct prompts are worth reading once."""
+    few = 2 * len(set(map(tuple, prompts))) <= len(prompts)
+    may = parallel.world() == 1 and can_share(model)                # it runs the blocks a varying number of times
+    return (shared_hidden_states if few and may else hidden_states)(model, prompts, completions)
+
+
 def can_share(model) -> bool:
     """Whether the model's cache is nothing but keys and values, and kept: recomputation, in train mode, drops it."""
     layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
@@ -390,7 +397,6 @@ def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top
     counted = attempts if method == "grpo" else [a for a in attempts if a.weight]
     total = sum(len(a.rollout.ids) for a in counted) if reduction == "token" else len(counted)
     clock = {"teacher": 0.0, "student": 0.0}
-    may_share = parallel.world() == 1 and can_share(student)        # it runs the blocks a varying number of times
     loss, scored, gap, lead = 0.0, 0, 0.0, 0.0
     options = dict(temperature=temperature, is_clip=is_clip)
     batches = microbatches(attempts, micro_tokens)
@@ -405,14 +411,12 @@ def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top
         if method not in NO_TEACHER:
             start = time.perf_counter()
             with torch.no_grad(), autocast():
-                read = parallel.inside(teacher.model, lambda: hidden_states(
+                read = parallel.inside(teacher.model, lambda: completion_states(
                     teacher.model, [a.teacher_ids for a in batch], completions))
             clock["teacher"] += time.perf_counter() - start
 
         def score():
-            prompts = [a.rollout.prompt_ids for a in batch]
-            shares = may_share and 2 * len(set(map(tuple, prompts))) <= len(prompts)            # else it does not pay
-            hidden = (shared_hidden_states if shares else hidden_states)(student, prompts, completions)
+            hidden = completion_states(student, [a.rollout.prompt_ids for a in batch], completions)
             matrix = head(student)
             if method in NO_TEACHER:
                 out = nll_loss(hidden, matrix, ids, weights, sampled_logprobs=sampled, **options)
