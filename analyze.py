@@ -357,6 +357,8 @@ def parse(arguments):
         one.add_argument("--out", type=Path, help="write the numbers to this JSON file")
         if name == "signal":
             one.add_argument("--resamples", type=int, default=2000, help="bootstrap draws (default 2000)")
+    for one in (parser, *commands.choices.values()):
+        one.error = lambda message: parser.exit(2, f"analyze.py: error: {message} (--help lists what there is)\n")
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command in ("report", "show"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -59,6 +59,8 @@ def announce(run):
           f"256 tokens of it, a chunk of the loss, are {256 * vocabulary * 4 / mega:,.1f} MiB")
     if s.task == "code":
         print(verifiers.describe_isolation())
+    if not run.held_out:
+        print("no --eval-data: nothing is held out, and success on the training problems is all there is to watch")
     print(f"run folder: {run.out}")
 
 
@@ -115,7 +117,9 @@ def summarise(run, example):
                   f"{after:.3f} at step {last['step']}")
     print(f"curves and coloured tokens: {write_report([run.out])}")
     print(f"metrics, samples and checkpoints: {run.out}")
-    print("next: another --task, --peers positive, --method grpo, or your own --model and --data (README.md)")
+    print("next: another --task, --peers or --method" + (", or your own --model and --data (README.md)"
+                                                         if run.settings.model == "tiny" else "")
+          + f"; then both in one page: python analyze.py report {run.out} OTHER")
 
 
 def read_records(path) -> list[dict]:
@@ -361,7 +365,7 @@ def pieces(tokenizer, ids) -> list[str]:
 
 # --- the terminal view ---
 
-BLUES, REDS = (189, 153, 117, 75, 33), (224, 217, 210, 203, 196)            # 256-colour backgrounds, weak to strong
+BLUES, ORANGES = (189, 153, 117, 75, 33), (230, 223, 216, 214, 208)            # 256-colour backgrounds, weak to strong
 
 
 def show(folder, *, step=None, context="contrastive", colour=None):
@@ -386,12 +390,12 @@ def show(folder, *, step=None, context="contrastive", colour=None):
             ratio = (teacher or 0) - (student or 0)
             level = min(4, int(abs(ratio) * 2))
             if colour and abs(ratio) >= 0.1:
-                text = f"\x1b[30;48;5;{(BLUES if ratio > 0 else REDS)[level]}m{clean(text)}\x1b[0m"
+                text = f"\x1b[30;48;5;{(BLUES if ratio > 0 else ORANGES)[level]}m{clean(text)}\x1b[0m"
             else:
                 text = clean(text) + (f"[{ratio:+.1f}]" if abs(ratio) >= 0.5 else "")
             print(text, end="")
         print(f" [{a['cut']} more tokens]" if a["cut"] else "")
-    print("\nblue or +: the teacher wants more of this token; red or -: less")
+    print("\nblue or +: the teacher wants more of this token; orange or -: less")
 
 
 def peers_of(context) -> str:

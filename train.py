@@ -163,6 +163,7 @@ def flag(name):
 def parse(arguments) -> Settings:
     """Settings from the command line; what is wrong with it ends the program with one line and status 2."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"train.py: error: {message} (--help lists the flags)\n")
     for f in dataclasses.fields(Settings):
         kind = {"action": "store_true"} if f.type is bool else {"type": f.type, "choices": f.metadata["choices"]}
         default = f.default if f.name not in REAL else f"{REAL[f.name]}; tiny: {TINY[f.name]}"
@@ -344,11 +345,12 @@ def sample(run, problems, *, k, **options):
 def evaluate(run) -> dict:
     """mean@k and pass@k over the held-out problems, with the same random numbers each time: evaluations are paired."""
     s, k = run.settings, run.settings.eval_rollouts
-    attempts, _ = sample(run, run.held_out, k=k, seed=sampler_seed(s, 0), temperature=s.eval_temperature,
+    attempts, retries = sample(run, run.held_out, k=k, seed=sampler_seed(s, 0), temperature=s.eval_temperature,
                          top_p=s.eval_top_p)
     groups = [attempts[n:n + k] for n in range(0, len(attempts), k)]
     return {"eval_mean_at_k": sum(a.success for a in attempts) / len(attempts),
-            "eval_pass_at_k": sum(any(a.success for a in g) for g in groups) / len(groups), "eval_k": k}
+            "eval_pass_at_k": sum(any(a.success for a in g) for g in groups) / len(groups), "eval_k": k,
+            **({"oom_retries": retries} if retries else {})}
 
 
 def due(settings, step, every) -> bool:

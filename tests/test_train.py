@@ -55,9 +55,9 @@ def refused(capsys, arguments):
     """Run the command line in this process; it must end with status 2 and one line, which is returned."""
     with pytest.raises(SystemExit) as stop:
         train.main(arguments)
-    error = capsys.readouterr().err.strip()
-    assert stop.value.code == 2
-    return error.splitlines()[-1]
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    return error
 
 
 def replaced(arguments, flag, value):
