@@ -5,8 +5,8 @@
     python analyze.py report OUT [OUT2 ...]        # OUT/report.html: curves of the runs, tokens coloured by the teacher
     python analyze.py show OUT --step 30           # one group of these tokens in the terminal
 
-signal and preflight take every flag of train.py; --out FILE writes their numbers as JSON. Stands on top of all other
-files: models, data and rollouts come from train.py and mopd.py, the page from report.py.
+signal and preflight take every flag of train.py but --out and --resume; --out FILE writes their numbers as JSON. Stands
+on top of all other files: models, data and rollouts come from train.py and mopd.py, the page from report.py.
 
 Score of a rollout: the teacher's mean token log-probability, or its log-ratio to what it was without peers. Agreement
 is measured within prompts, because scores of different problems do not compare.
@@ -245,6 +245,7 @@ def sample_groups(run) -> list[mopd.Attempt]:
 # --- preflight ---
 
 DOUBTS = (                                       # (when, what to do), filled in from the numbers of `preflight`
+    (lambda r: r["problems"] < 8, "{problems} problems are too few to say: more --problems (32 by default)"),
     (lambda r: r["all_wrong"] > 0.75, "groups are {all_wrong:.0%} all-wrong: easier problems or larger --rollouts"),
     (lambda r: r["all_right"] > 0.75, "groups are {all_right:.0%} all-right, little is left to learn: harder problems"),
     (lambda r: r["truncated"] > 0.25, "{truncated:.0%} of the rollouts are cut and no use: raise --max-new-tokens"),
@@ -312,7 +313,7 @@ def preflight(run, attempts) -> dict:
     own = teacher[report.own_context(s)]
     lead = own["teacher"] - own["student"] if own["problems"] else None
     rates, weighted = list(student.values()), mean([a.weight > 0 for a in attempts])
-    result = {"success": mean(rates), "mixed": mean([0 < x < 1 for x in rates]),
+    result = {"problems": len(rates), "success": mean(rates), "mixed": mean([0 < x < 1 for x in rates]),
               "all_wrong": mean([x == 0 for x in rates]), "all_right": mean([x == 1 for x in rates]),
               "truncated": mean([not a.rollout.stopped for a in attempts]), "weighted": weighted,
               "teacher": teacher, "teacher_gain": lead, "predicted_gain": weighted * (lead or 0.0),
@@ -352,8 +353,9 @@ def parse(arguments):
     group.add_argument("--context", default="contrastive", help="what the teacher reads (default contrastive)")
     for name, help in (("signal", "do the teacher's scores agree with the verdicts?"),
                        ("preflight", "will training help this model on these problems?")):
-        one = commands.add_parser(name, help=help, allow_abbrev=False, epilog="Takes every flag of train.py but --out"
-                                  + "; here 64 --problems and 32 --rollouts by default." * (name == "signal"))
+        note = "; here 64 --problems and 32 --rollouts by default." if name == "signal" else "."
+        one = commands.add_parser(name, help=help, allow_abbrev=False,
+                                  epilog="Takes every flag of train.py but --out and --resume" + note)
         one.add_argument("--out", type=Path, help="write the numbers to this JSON file")
         if name == "signal":
             one.add_argument("--resamples", type=int, default=2000, help="bootstrap draws (default 2000)")
@@ -378,6 +380,7 @@ def main(arguments=None):
             raise ValueError(f"--method {settings.method} has no teacher to look at: use mopd, sdpo or opd")
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
+        out = options.out and open(options.out, "w", encoding="utf-8")          # refused now, not after the work
         run = train.prepare(settings)
         attempts = sample_groups(run)
         if options.command == "signal":
@@ -388,8 +391,9 @@ def main(arguments=None):
         print(f"analyze.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     {"signal": print_signal, "preflight": print_preflight}[options.command](result)
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    if out:
+        with out:
+            out.write(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

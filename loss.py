@@ -153,7 +153,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 if is_clip is not None:
                     w = w * (scored[1] - sampled_logprobs[rows]).exp().clamp(max=is_clip)
                 loss += torch.dot(w, scored[0])
-                if any(wants):
+                if any(wants):                         # score has overwritten the logits by dD / dlogits
                     grad = logits.mul_((w / temperature)[:, None]).to(hidden.dtype)        # (chunk, V)
                     if wants[0]:
                         grad_hidden[rows] = grad @ cast_head

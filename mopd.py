@@ -370,7 +370,7 @@ def shared_hidden_states(model, prompts, completions) -> torch.Tensor:
 def completion_states(model, prompts, completions) -> torch.Tensor:
     """Whichever of the two above is faster here: few distinct prompts are worth reading once."""
     few = 2 * len(set(map(tuple, prompts))) <= len(prompts)
-    may = parallel.world() == 1 and can_share(model)                # it runs the blocks a varying number of times
+    may = parallel.world() == 1 and can_share(model)    # all processes must run the blocks the same number of times
     return (shared_hidden_states if few and may else hidden_states)(model, prompts, completions)
 
 

@@ -53,10 +53,13 @@ def announce(run):
           f"{s.device} in {s.dtype}; {len(run.train)} training and {len(run.held_out)} evaluation problems")
     print(f"{s.steps} steps of {s.problems} problems x {s.rollouts} rollouts = {rows} rollouts, "
           f"at most {rows * s.max_new_tokens:,} new tokens a step")
+    outside = 0 if run.teacher.kind in ("ema", "frozen", "current") else sum(
+        p.numel() * p.element_size() for p in run.teacher.model.parameters()) / mega
     shards = f", 1/{parallel.world()} of it in each process" if parallel.world() > 1 else ""
     print(f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} {parameters * 4 * copies / mega:,.0f} "
-          f"MiB{shards}; all logits of a step would be {rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, "
-          f"256 tokens of it, a chunk of the loss, are {256 * vocabulary * 4 / mega:,.1f} MiB")
+          f"MiB{f', the other model {outside:,.0f} MiB' if outside else ''}{shards}; logits: a whole step's would be "
+          f"{rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, the loss holds those of 256 tokens, "
+          f"{256 * vocabulary * 4 / mega:,.1f} MiB")
     if s.task == "code":
         print(verifiers.describe_isolation())
     if not run.held_out:
@@ -117,7 +120,7 @@ def summarise(run, example):
                   f"{after:.3f} at step {last['step']}")
     print(f"curves and coloured tokens: {write_report([run.out])}")
     print(f"metrics, samples and checkpoints: {run.out}")
-    print("next: another --task, --peers or --method" + (", or your own --model and --data (README.md)"
+    print("next: another --task, --peers positive, --method grpo" + (", or your own --model and --data (README.md)"
                                                          if run.settings.model == "tiny" else "")
           + f"; then both in one page: python analyze.py report {run.out} OTHER")
 
@@ -149,6 +152,9 @@ MONITORS = (
      "fewer problems are solved by any rollout, the student forgets: lower --lr or --ema-rate"),
     ("length_p95", lambda now, start, better: now > 2 * start or now < start / 4,
      "completions run away or shrink: see in samples.jsonl whether the teacher's peers do, too"),
+    ("unweighted_share", lambda now, start, better: now > 0.95,
+     "hardly a rollout teaches anything, and where none does there is no update: easier problems, more --rollouts or, "
+     "if they are cut, more --max-new-tokens"),
     ("truncated_share", lambda now, start, better: now > 0.25 and now > start + 0.1,
      "completions no longer end, and one that is cut teaches nobody: raise --max-new-tokens"),
     ("leak_share", lambda now, start, better: now > 0.05 and now > 2 * start,
@@ -474,6 +480,8 @@ def write_report(folders) -> Path:
     A folder of a broken or unfinished run gives what there is. ValueError where no folder holds any record.
     """
     folders = list(map(Path, folders))
+    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+        raise ValueError(f"no such run folder: {', '.join(missing)}")
     runs = [read_run(folder) for folder in folders]
     views = [{"run": run.name} | record for run in runs for record in run.views]
     if not views and not any(run.records for run in runs):

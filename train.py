@@ -94,7 +94,7 @@ class Settings:
             if choices and value is not None and value not in choices:
                 raise ValueError(f"{flag(f.name)} {value}: choose from {', '.join(choices)}")
             if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
-                raise ValueError(f"{flag(f.name)} {value}: must be a number and not negative")
+                raise ValueError(f"{flag(f.name)} {value}: must be finite and not negative")
         for name in ("problems", "rollouts", "eval_rollouts", "steps", "max_new_tokens", "eval_every", "eval_problems",
                      "save_every", "keep", "micro_tokens", "peer_tokens", "top_k", "grad_clip", "temperature",
                      "eval_top_p", "is_clip"):
@@ -184,7 +184,8 @@ def find_file(spec) -> Path:
         return Path(spec)
     repo, colon, name = spec.partition(":")
     if not colon or repo.count("/") != 1:
-        raise ValueError(f"no such data file: {spec} (for a file on the Hub write OWNER/NAME:FILE)")
+        what = "a folder, not a data file" if Path(spec).is_dir() else "no such data file"
+        raise ValueError(f"{what}: {spec} (for a file on the Hub write OWNER/NAME:FILE)")
     from huggingface_hub import hf_hub_download
     return Path(hf_hub_download(repo, name, repo_type="dataset"))
 
@@ -200,8 +201,12 @@ def read_problems(spec, settings) -> list[mopd.Problem]:
             if not isinstance(row, dict):
                 raise ValueError("not a JSON object")
             problems.append(read_row(row, settings, len(problems)))
-        except (ValueError, RecursionError) as error:            # errors of JSON and UTF-8 are ValueErrors too
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not one JSON object: {error.msg} at column {error.colno}") from None
+        except (ValueError, RecursionError) as error:            # errors of UTF-8 are ValueErrors too
             raise ValueError(f"{path}:{number}: {error}") from None
+    if not problems:
+        raise ValueError(f"{path} has no usable row: it is empty")
     return problems
 
 
@@ -226,11 +231,12 @@ def read_row(row, settings, key) -> mopd.Problem:
 
 
 def fitting(problems, student, tokenizer, settings, name) -> list[mopd.Problem]:
-    """The problems whose prompt and completion the model has room for; the others are counted out loud."""
+    """The problems whose prompt and --max-new-tokens the model has room for; the others are counted out loud."""
     room = mopd.max_length(student) - settings.max_new_tokens
     kept = [p for p in problems if len(mopd.student_ids(tokenizer, p)) <= room]
     if len(kept) < len(problems):
-        print(f"{name}: {len(problems) - len(kept)} of {len(problems)} rows are too long for the model and left out")
+        print(f"{name}: {len(problems) - len(kept)} of {len(problems)} rows are too long for the model with "
+              f"--max-new-tokens {settings.max_new_tokens} and left out")
     if not kept:
         raise ValueError(f"{name} has no usable row ({len(problems)} rows read, none left)")
     return kept
@@ -284,9 +290,9 @@ def load(settings):
         student, tokenizer = load_model(s.model)
         generate(student, [[0, 1], [0]], 2, max_new_tokens=2, stop_ids=[])     # refuses what it cannot sample from
     rows = {"data": checkpoint.checksum_of_rows(train), "eval_data": checkpoint.checksum_of_rows(held_out)}
-    train = fitting(train, student, tokenizer, s, s.data)
+    train = fitting(train, student, tokenizer, s, s.data or "the tiny world")
     if s.eval_data or held_out:
-        held_out = fitting(held_out, student, tokenizer, s, s.eval_data)
+        held_out = fitting(held_out, student, tokenizer, s, s.eval_data or "the tiny world")
         held_out = random.Random(s.seed).sample(held_out, min(s.eval_problems, len(held_out)))
     if len(train) < s.problems:
         raise ValueError(f"{len(train)} usable training rows are fewer than --problems {s.problems}")

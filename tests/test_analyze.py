@@ -187,15 +187,19 @@ def test_preflight_gives_numbers_and_reasons(folder, tmp_path, capsys, monkeypat
     printed, numbers = capsys.readouterr().out, json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["success"] == 0 and numbers["all_wrong"] == 1 and numbers["auc"] is None
     assert "verdict: not like this" in printed and "groups are 100% all-wrong: easier problems or larger --rollouts" in printed
+    with pytest.raises(SystemExit):
+        analyze.main(["preflight", *arguments, "--out", "nowhere/numbers.json"])
+    assert "nowhere/numbers.json" in capsys.readouterr().err
     assert numbers["doubts"] and all(reason in printed for reason in numbers["doubts"])
 
 
 @pytest.mark.parametrize("change, says", [
     (dict(all_wrong=0.92), "92% all-wrong"), (dict(all_right=0.9), "harder problems"), (dict(truncated=0.5), "--max-new-tokens"),
     (dict(weighted=0.2), "larger --rollouts"), (dict(teacher_gain=0.0), "a larger model or another prompt"),
-    (dict(auc=[0.5, 0.4, 0.6]), "AUC 0.50"), (dict(divergence=0.0), "no signal"), (dict(), None)])
+    (dict(auc=[0.5, 0.4, 0.6]), "AUC 0.50"), (dict(divergence=0.0), "no signal"),
+    (dict(problems=4), "4 problems are too few to say"), (dict(), None)])
 def test_each_doubt_has_its_reason(change, says):
-    numbers = dict(all_wrong=0.3, all_right=0.1, truncated=0.0, weighted=1.0, teacher_gain=0.4, auc=[0.9, 0.8, 1.0],
+    numbers = dict(problems=32, all_wrong=0.3, all_right=0.1, truncated=0.0, weighted=1.0, teacher_gain=0.4, auc=[0.9, 0.8, 1.0],
                    divergence=0.03) | change
     found = [text.format(**numbers) for when, text in analyze.DOUBTS if when(numbers)]
     assert len(found) == (says is not None) and (says is None or says in found[0])
@@ -398,6 +402,8 @@ def test_a_broken_or_half_written_run_gives_what_there_is(run, tmp_path, capsys)
     out.mkdir()
     with pytest.raises(ValueError, match="nothing to show"):
         report.write_report([out])
+    with pytest.raises(ValueError, match="no such run folder: .*nix"):
+        report.write_report([run, tmp_path / "nix"])
     good = (run / "metrics.jsonl").read_text().splitlines()
     odd = ['{"step": 9, "loss": NaN, "success": 1e999}', '{"step": "x"}', "[]", '{"step": 10, "loss": 1, "success": "high", "seconds": 3}']
     (out / "metrics.jsonl").write_text("\n".join([*good, *odd]) + '\n{"step": 11, "lo')
@@ -466,7 +472,7 @@ HEALTHY = dict(loss=1.0, success=0.2, groups_mixed=6, groups_all_right=1, groups
                distinct_texts=6.0, leaks=0, sampled_entropy=0.4, teacher_gap=-0.2)
 SICK = [("distinct_answers", dict(distinct_answers=2.0)), ("distinct_texts", dict(distinct_texts=2.5)),
         ("group_pass", dict(groups_all_wrong=7, groups_mixed=2)), ("length_p95", dict(length_p95=30)),
-        ("truncated_share", dict(truncated=40)), ("leak_share", dict(leaks=8)),
+        ("unweighted_share", dict(unweighted=80)), ("truncated_share", dict(truncated=40)), ("leak_share", dict(leaks=8)),
         ("sampled_entropy", dict(sampled_entropy=0.05)), ("teacher_gap", dict(teacher_gap=-1.5)),
         ("teacher_gap", dict(teacher_gap=-0.005))]
 
@@ -494,6 +500,9 @@ def test_each_collapse_warns_once_and_not_again_after_a_resume(n):
 def test_agreeing_on_the_right_answer_is_not_a_collapse():
     good = dict(success=0.9, distinct_answers=1.1, distinct_texts=1.2, sampled_entropy=0.02, teacher_gap=-0.001,
                 groups_all_wrong=0, groups_all_right=8, groups_mixed=2)
+    look = report.monitor()
+    assert [line for m in history(*[dict(truncated=80, unweighted=80)] * 6) for line in look(m)][0].endswith(
+        "if they are cut, more --max-new-tokens")          # as bad from the start is no better
     look = report.monitor()
     assert [line for m in history(*[{}] * 5, *[good] * 10) for line in look(m)] == []
 

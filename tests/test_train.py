@@ -76,7 +76,7 @@ def replaced(arguments, flag, value):
     (["--method", "opd"], "needs --teacher MODEL"),
     (["--steps", "0"], "must be positive"),
     (["--lr", "-1"], "not negative"),
-    (["--lr", "nan"], "must be a number"),
+    (["--lr", "nan"], "must be finite"),
     (["--ema-rate", "2"], "at most 1"),
     (["--method", "rft", "--feedback"], "--feedback belongs to"),
     (["--method", "sdpo", "--feedback"], "--feedback belongs to"),
@@ -93,7 +93,7 @@ def test_wrong_flags_end_before_any_work_with_one_line(folder, tmp_path, capsys,
 
 
 @pytest.mark.parametrize("text, says", [
-    ('{"prompt": "1+1", "answer": "2"}\n{"prompt": ', "bad.jsonl:2:"),
+    ('{"prompt": "1+1", "answer": "2"}\n{"prompt": ', "bad.jsonl:2: not one JSON object: Expecting value at column 12"),
     ('{"prompt": "1+1", "answer": "2"}\n\n[1]', "bad.jsonl:3: not a JSON object"),
     ('{"prompt": "1+1"}', "bad.jsonl:1: no field 'answer'"),
     ('{"prompt": 5, "answer": "2"}', "bad.jsonl:1: field 'prompt' is not a text"),
@@ -152,7 +152,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted(folder, tmp_path, capsy
     long = json.dumps({"prompt": "x" * 400, "answer": "1"})
     (tmp_path / "some.jsonl").write_text((folder / "train.jsonl").read_text() + long + "\n")
     train.main(replaced(flags(folder, tmp_path / "out", "--steps", "1"), "--data", tmp_path / "some.jsonl"))
-    assert "1 of 25 rows are too long for the model and left out" in capsys.readouterr().out
+    assert "1 of 25 rows are too long for the model with --max-new-tokens 12 and left out" in capsys.readouterr().out
     (tmp_path / "long.jsonl").write_text(long)
     assert "no usable row" in refused(capsys, replaced(flags(folder, tmp_path / "out2"), "--data", tmp_path / "long.jsonl"))
 
