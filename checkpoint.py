@@ -144,8 +144,9 @@ def run_to_its_end(run, loop, command) -> int:
                   f"to go on: {command})", file=sys.stderr)
             return 1
     if stop.heard():
-        print(f"to look at it: python analyze.py report {run.out}\n"
-              f"stopped after {run.done} of {run.settings.steps} steps; to go on: {command}")
+        if run.done:
+            print(f"to look at it: python analyze.py report {run.out}")
+        print(f"stopped after {run.done} of {run.settings.steps} steps; to go on: {command}")
         return 128 + stop.signal
     return 0
 

@@ -21,6 +21,7 @@ the whole list.
 import contextlib
 import copy
 import functools
+import inspect
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -368,16 +369,18 @@ def shared_hidden_states(model, prompts, completions) -> torch.Tensor:
 
 
 def completion_states(model, prompts, completions) -> torch.Tensor:
-    """Whichever of the two above is faster here: few distinct prompts are worth reading once."""
+    """`shared_hidden_states` where at most half as many prompts as completions are distinct, else `hidden_states`."""
     few = 2 * len(set(map(tuple, prompts))) <= len(prompts)
-    may = parallel.world() == 1 and can_share(model)    # all processes must run the blocks the same number of times
+    may = parallel.world() == 1 and can_share(model)    # processes must gather the shards equally often
     return (shared_hidden_states if few and may else hidden_states)(model, prompts, completions)
 
 
 def can_share(model) -> bool:
-    """Whether the model's cache is nothing but keys and values, and kept: recomputation, in train mode, drops it."""
+    """Whether the model's cache is nothing but keys and values, and kept: recomputation, in train mode, drops it, and
+    models without a cache (OpenAI-GPT, RWKV) swallow the argument."""
     layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    return layers == {DynamicLayer} and not model.training
+    takes_one = "past_key_values" in inspect.signature(model.base_model.forward).parameters
+    return takes_one and layers == {DynamicLayer} and not model.training
 
 
 def _product_dtype(hidden):

@@ -125,20 +125,28 @@ def eval_mode(model):
 def packed_weights(model, rows):
     """Linear layers in float32 on a CPU multiply through oneDNN inside, by weights packed once for about `rows` rows.
 
-    MKL, which they use otherwise, is up to 2.5 times as slow for a few rows and a tall matrix (the head). torch has
-    only private names for this; where they or either library are missing, nothing changes.
+    MKL, which they use otherwise, is up to 2.5 times as slow for a few rows and a tall matrix (the head); prompts of
+    thousands of tokens lose a little. torch has only private names for this; where they or either library are missing,
+    or memory for the copies, nothing changes. A model under torch.compile compiles anew at each call.
     """
-    layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear and "forward" not in vars(layer)
-              and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32]
-    ops = torch.ops.mkldnn
-    if (torch.is_autocast_enabled("cpu") or not torch.backends.mkl.is_available()
-            or not torch.backends.mkldnn.is_available() or not hasattr(ops, "_reorder_linear_weight")):
-        layers = []
+    ops, layers = torch.ops.mkldnn, []
+    if (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+            and hasattr(ops, "_reorder_linear_weight")):
+        layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear and "forward" not in vars(layer)
+                  and type(layer.weight) is torch.nn.Parameter     # not one that a hook works out at each call
+                  and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32]
+
+    def forward(layer, packed, input):
+        if torch.is_autocast_enabled("cpu"):
+            return torch.nn.Linear.forward(layer, input)
+        return ops._linear_pointwise(input, packed, layer.bias, "none", [], "")
+
     try:
         for layer in layers:
-            packed = ops._reorder_linear_weight(layer.weight, rows)
-            layer.forward = functools.partial(ops._linear_pointwise, W=packed, B=layer.bias, attr="none", scalars=[],
-                                              algorithm="")
+            try:
+                layer.forward = functools.partial(forward, layer, ops._reorder_linear_weight(layer.weight, rows))
+            except RuntimeError:                                   # out of memory: this one and the rest stay plain
+                break
         yield
     finally:
         for layer in layers:

@@ -353,7 +353,7 @@ def evaluate(run) -> dict:
     """mean@k and pass@k over the held-out problems, with the same random numbers each time: evaluations are paired."""
     s, k = run.settings, run.settings.eval_rollouts
     attempts, retries = sample(run, run.held_out, k=k, seed=sampler_seed(s, 0), temperature=s.eval_temperature,
-                         top_p=s.eval_top_p)
+                               top_p=s.eval_top_p)
     groups = [attempts[n:n + k] for n in range(0, len(attempts), k)]
     return {"eval_mean_at_k": sum(a.success for a in attempts) / len(attempts),
             "eval_pass_at_k": sum(any(a.success for a in g) for g in groups) / len(groups), "eval_k": k,

@@ -3,7 +3,8 @@
 A Llama of random float32 weights (hidden 128, 4 layers), 4 problems of 64 tokens, contrastive contexts, EMA teacher,
 every rollout run to the limit. One quantity varies at a time around K 8, 64 tokens, vocabulary 32,768; each row runs in
 a process of its own. Memory is the peak resident set during the steps above what was resident before the first; the
-column "loss" is the part of it that the chunked divergence allocates: five chunk x V buffers and the head's gradient.
+column "loss" is the part of it that the chunked divergence allocates on a CPU: two chunk x V buffers (on a GPU five)
+and the head's gradient.
 
     python benchmarks/bench_scaling.py                      # about 15 minutes on two CPU cores
 """
@@ -80,7 +81,7 @@ def main():
             if done.returncode:
                 sys.exit(done.stderr)
             seconds, memory = json.loads(done.stdout.splitlines()[-1])
-            loss = setting["vocabulary"] * (5 * 256 + HIDDEN) * 4 / 2**20
+            loss = setting["vocabulary"] * (2 * 256 + HIDDEN) * 4 / 2**20
             print(f"| {name} | {' | '.join(map(str, setting.values()))} | {seconds['all']:.2f} | "
                   f"{seconds['rollout']:.2f} | {seconds['teacher']:.2f} | {seconds['student']:.2f} | {memory:.0f} | "
                   f"{loss:.0f} |", flush=True)

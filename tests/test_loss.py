@@ -76,6 +76,15 @@ def test_value_and_both_gradients_are_the_naive_ones_in_float64(divergence, top_
                 with_gradients(naive_distill_loss, args, **options), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("divergence", ["jsd", "reverse"])
+def test_a_vocabulary_of_several_parts_is_put_together_right(divergence):
+    """On a CPU the logits are worked out for 1,024 tokens at a time."""
+    args, sampled = problem(n=6, d=5, v=2500)
+    options = dict(divergence=divergence, **sampled)
+    assert_same(with_gradients(distill_loss, args, chunk_size=4, **options),
+                with_gradients(naive_distill_loss, args, **options), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @EVERY
 @pytest.mark.parametrize("top_k", [None, 7])

@@ -259,6 +259,7 @@ def test_reading_a_shared_prompt_once_changes_neither_values_nor_gradients(confi
 def test_prompts_are_shared_only_where_the_cache_allows_it_and_it_pays(monkeypatch):
     assert mopd.can_share(tiny()) and not mopd.can_share(tiny("Qwen2Config", use_sliding_window=True, sliding_window=4,
                                                               max_window_layers=0))
+    assert not mopd.can_share(tiny("OpenAIGPTConfig"))     # has no cache and swallows the argument
     model, calls = tiny(), []
     assert not mopd.can_share(model.train())
     model.eval()

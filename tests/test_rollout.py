@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.utils.prune
 import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -319,17 +320,35 @@ def test_packed_weights_compute_the_same_and_leave_no_trace():
             assert all("forward" in vars(layer) for layer in (first, *others)) and last.forward is someones_own
             torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
             raise KeyError
-    assert len(hooked) == 2 and last.forward is someones_own
+        with rollout.packed_weights(model, 5), torch.autocast("cpu", dtype=torch.bfloat16):
+            assert model(ids).logits.isfinite().all()      # a model may enter autocast on its own
+    assert len(hooked) == 3 and last.forward is someones_own
     assert not any("forward" in vars(layer) for layer in (first, *others))
+
+
+@pytest.mark.skipif(not PACKS, reason="this build of torch lacks MKL or oneDNN")
+def test_generate_packs_and_goes_on_without_memory_for_it(monkeypatch):
+    model, packed = tiny(dtype=torch.float32), []
+    run = lambda: generate(model, PROMPTS[:1], 2, max_new_tokens=2, stop_ids=[], progress=lambda n: packed.append(
+        sum("forward" in vars(layer) for layer in model.modules())))
+    run()
+    expected = run()
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda *_: (_ for _ in ()).throw(RuntimeError("full")))
+    assert [r.ids for r in flat(run())] == [r.ids for r in flat(expected)]
+    assert packed[0] == packed[1] > 5 and packed[2] == 0
+
+
+def test_weights_that_a_hook_works_out_are_not_packed():
+    model = tiny(dtype=torch.float32)
+    torch.nn.utils.prune.l1_unstructured(model.lm_head, "weight", amount=0.5)
+    with rollout.packed_weights(model, 5):
+        assert "forward" not in vars(model.lm_head)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_only_float32_is_packed(dtype):
     model = tiny(dtype=dtype)
     with rollout.packed_weights(model, 5):
-        assert not any("forward" in vars(layer) for layer in model.modules())
-    model = tiny(dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16), rollout.packed_weights(model, 5):
         assert not any("forward" in vars(layer) for layer in model.modules())
 
 
