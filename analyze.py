@@ -376,6 +376,8 @@ def main(arguments=None):
             return report.show(options.folder, step=options.step, context=options.context)
         # Signal holds peers out of the groups it scores, so it needs larger groups than training; later flags win.
         settings = train.parse(["--problems", "64", "--rollouts", "32", *rest] if options.command == "signal" else rest)
+        if options.command == "signal" and options.resamples < 1:
+            raise ValueError(f"--resamples {options.resamples}: must be positive")
         if not settings.teaches:
             raise ValueError(f"--method {settings.method} has no teacher to look at: use mopd, sdpo or opd")
         transformers_logging.set_verbosity_error()

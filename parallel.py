@@ -102,7 +102,8 @@ def launcher() -> list[str]:
     if world() == 1:
         return ["python"]
     here = int(os.environ["LOCAL_WORLD_SIZE"])
-    return ["torchrun", *(["--nnodes", str(world() // here)] if world() > here else []), "--nproc-per-node", str(here)]
+    nodes = ["--nnodes", str(world() // here), "--rdzv-backend", "c10d", "--rdzv-endpoint", "HOST:PORT"]
+    return ["torchrun", *(nodes if world() > here else []), "--nproc-per-node", str(here)]
 
 
 def workers():

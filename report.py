@@ -38,7 +38,7 @@ from loss import distill_loss
 VIEW_GROUPS, VIEW_TOKENS = 3, 400                # groups of an evaluated step in the token view; tokens of each rollout
 CONTEXTS = {"none": dict(method="opd"), "positive": dict(method="mopd", peers="positive"),          # for mopd.plan
             "contrastive": dict(method="mopd", peers="contrastive")}
-PAGE_BYTES = 4_500_000                           # token data beyond this stay out of the page, oldest first
+PAGE_BYTES = 4_500_000                           # token data beyond this stay out of the page
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
@@ -190,19 +190,23 @@ def monitor(past=()):
 
     Each monitor warns once in a run. past: the records before a resume, whose warnings have been printed.
     """
-    first, last, said = [], collections.deque(maxlen=WINDOW), set()
+    kept, said = {}, set()                       # metric: [its first values, its last]; steps without it do not count
 
     def look(metrics) -> list[str]:
-        last.append(derived(metrics))
-        if len(first) < WINDOW:
-            first.append(last[-1])
-        mean = lambda steps, name: sum(m[name] for m in steps) / WINDOW
+        m = derived(metrics)
+        for name, value in m.items():
+            first, last = kept.setdefault(name, ([], collections.deque(maxlen=WINDOW)))
+            last.append(value)
+            if len(first) < WINDOW:
+                first.append(value)
+        mean = lambda values: sum(values) / len(values)
         lines = []
         for name, collapsed, cause in MONITORS:
-            if cause in said or len(last) < WINDOW or any({name, "success"} - m.keys() for m in (*first, *last)):
+            if cause in said or {name, "success"} - m.keys() or len(kept[name][1]) < WINDOW:
                 continue
-            now, start = mean(last, name), mean(first, name)
-            if collapsed(now, start, mean(last, "success") >= mean(first, "success") + 0.1):
+            start, now = map(mean, kept[name])
+            before, success = map(mean, kept["success"])
+            if collapsed(now, start, success >= before + 0.1):
                 said.add(cause)
                 lines.append(f"warning: step {metrics['step']}: {name} {now:.3g}, at the start {start:.3g}: {cause}")
         return lines
@@ -486,20 +490,23 @@ def write_report(folders) -> Path:
     views = [{"run": run.name} | record for run in runs for record in run.views]
     if not views and not any(run.records for run in runs):
         raise ValueError(f"{', '.join(map(str, folders))}: no record in metrics.jsonl or tokens.jsonl, nothing to show")
-    kept, size = [], 0
-    for record in reversed(sorted(views, key=lambda r: r["step"])):
+    kept, size, seen, ranks = {}, 0, collections.Counter(), []
+    for n, record in enumerate(views):           # one group of every run and step goes in before the second of any
+        seen[record["run"], record["step"]] += 1
+        ranks.append((seen[record["run"], record["step"]], -record["step"], n))
+    for *_, n in sorted(ranks):
         # Neither </script> nor <!-- may stand in there: they would end the element or change how it is read.
-        kept.append(json.dumps(record, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"))
-        size += len(kept[-1])
+        text = json.dumps(views[n], allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+        size += len(text)
         if size > PAGE_BYTES:
-            kept.pop()
             break
+        kept[n] = text
     lost = len(views) - len(kept)
-    note = f"The {lost} oldest of {len(views)} recorded groups are left out to keep the page small." if lost else ""
+    note = f"{lost} of {len(views)} recorded groups are left out to keep the page small." if lost else ""
     parts = {"TITLE": html.escape(", ".join(run.name for run in runs)), "NOTE": note,
              "RUNS": "".join(itertools.starmap(run_summary, enumerate(runs))),
              "CHARTS": "".join(figure(runs, title, metrics) for title, metrics in CHARTS),
-             "DATA": "[" + ",".join(reversed(kept)) + "]"}
+             "DATA": "[" + ",".join(kept[n] for n in sorted(kept)) + "]"}
     # One pass, so that a mark inside what is filled in stays text.
     page = re.sub("%(TITLE|NOTE|RUNS|CHARTS|DATA)%", lambda mark: parts[mark[1]], TEMPLATE.read_text("utf-8"))
     path = folders[0] / "report.html"

@@ -174,6 +174,9 @@ def test_too_few_usable_prompts_are_refused_with_what_to_do(folder, tmp_path, ca
     error = capsys.readouterr().err.strip()
     assert stop.value.code == 2 and "more --problems, more --rollouts, or easier problems" in error
     with pytest.raises(SystemExit) as stop:
+        analyze.main(["signal", *arguments, "--resamples", "0"])
+    assert stop.value.code == 2 and "--resamples 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
         analyze.main(["signal", *arguments, "--method", "grpo"])
     assert stop.value.code == 2 and "--method grpo has no teacher" in capsys.readouterr().err
 
@@ -394,7 +397,10 @@ def test_large_runs_keep_the_newest_tokens_and_say_what_is_left_out(run, tmp_pat
     text = report.write_report([out]).read_text("utf-8")
     steps = [r["step"] for r in json.loads(Page(text).scripts[0])]
     assert steps == list(range(20 - len(steps) + 1, 21)) and 3 <= len(steps) <= 6
-    assert f"The {20 - len(steps)} oldest of 20 recorded groups are left out" in text
+    assert f"{20 - len(steps)} of 20 recorded groups are left out" in text
+    (out / "tokens.jsonl").write_text("".join(json.dumps(record | {"step": n}) + "\n" for n in (1, 1, 1, 2, 2, 2)))
+    steps = [r["step"] for r in json.loads(Page(report.write_report([out]).read_text("utf-8")).scripts[0])]
+    assert 3 <= len(steps) < 6 and steps == sorted(steps) and steps.count(1) in (len(steps) // 2, steps.count(2))
 
 
 def test_a_broken_or_half_written_run_gives_what_there_is(run, tmp_path, capsys):
@@ -495,6 +501,12 @@ def test_each_collapse_warns_once_and_not_again_after_a_resume(n):
     assert [line for m in steps[10:] for line in look(m)] == found
     look = report.monitor()
     assert [line for m in history(*[{}] * 20) for line in look(m)] == []
+
+
+def test_a_monitor_survives_a_step_without_its_metric():
+    look = report.monitor()
+    steps = history({}, dict(teacher_gap=None), *[{}] * 9, *[dict(teacher_gap=-3.0)] * 5)
+    assert [line for m in steps for line in look(m)][0].startswith("warning: step 1")
 
 
 def test_agreeing_on_the_right_answer_is_not_a_collapse():
