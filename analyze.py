@@ -378,24 +378,24 @@ def main(arguments=None):
         settings = train.parse(["--problems", "64", "--rollouts", "32", *rest] if options.command == "signal" else rest)
         if options.command == "signal" and options.resamples < 1:
             raise ValueError(f"--resamples {options.resamples}: must be positive")
+        if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
+            raise ValueError(f"--out {options.out}: not a file in a folder that is there")
         if not settings.teaches:
             raise ValueError(f"--method {settings.method} has no teacher to look at: use mopd, sdpo or opd")
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        out = options.out and open(options.out, "w", encoding="utf-8")          # refused now, not after the work
         run = train.prepare(settings)
         attempts = sample_groups(run)
         if options.command == "signal":
             result = measure_signal(run, attempts, resamples=options.resamples)
         else:
             result = preflight(run, attempts)
+        {"signal": print_signal, "preflight": print_preflight}[options.command](result)
+        if options.out:
+            options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     except (*parallel.REFUSALS, MemoryError) as error:
         print(f"analyze.py: error: {error}", file=sys.stderr)
         sys.exit(2)
-    {"signal": print_signal, "preflight": print_preflight}[options.command](result)
-    if out:
-        with out:
-            out.write(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -140,9 +140,8 @@ def run_to_its_end(run, loop, command) -> int:
                 if run.done > run.saved:
                     save(run)
         except (OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
-            if parallel.is_main() or not isinstance(error, FloatingPointError):           # that one all processes have
-                print(f"train.py: error: {error} (after {run.done} steps, {run.saved} of them saved in {run.out}; "
-                      f"to go on: {command})", file=sys.stderr)
+            print(f"train.py: error: {error} (after {run.done} steps, {run.saved} of them saved in {run.out}; "
+                  f"to go on: {command})", file=sys.stderr)
             return 1
     if stop.heard():
         if run.done:

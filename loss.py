@@ -198,7 +198,7 @@ def _logits(hidden, head, rows, temperature, buffers):
     """hidden[rows] @ head^T / temperature, (rows, V): the product in hidden's dtype, the result in float32."""
     out, chunk = _buffer(buffers, "logits", (len(rows), len(head)), hidden), hidden[rows]
     if chunk.dtype == out.dtype:
-        step = 1024 if out.device.type == "cpu" else len(head)     # MKL, in float32, is a third slower for it at once
+        step = 1024 if out.device.type == "cpu" else len(head)     # MKL takes a third longer for a tall head at once
         for part, columns in zip(head.split(step), out.split(step, dim=1)):
             torch.mm(chunk, part.T, out=columns)
     else:

@@ -370,9 +370,9 @@ def shared_hidden_states(model, prompts, completions) -> torch.Tensor:
 
 def completion_states(model, prompts, completions) -> torch.Tensor:
     """`shared_hidden_states` where at most half as many prompts as completions are distinct, else `hidden_states`."""
-    few = 2 * len(set(map(tuple, prompts))) <= len(prompts)
-    may = parallel.world() == 1 and can_share(model)    # processes must gather the shards equally often
-    return (shared_hidden_states if few and may else hidden_states)(model, prompts, completions)
+    shares = 2 * len(set(map(tuple, prompts))) <= len(prompts) and can_share(model)
+    shares = shares and parallel.world() == 1           # else processes would gather the shards unequally often
+    return (shared_hidden_states if shares else hidden_states)(model, prompts, completions)
 
 
 def can_share(model) -> bool:

@@ -98,7 +98,7 @@ def total(values) -> list:
 
 
 def launcher() -> list[str]:
-    """The words that start this job again, before the script's own."""
+    """The words that start this job again, before the script's own; on several nodes HOST:PORT is to be filled in."""
     if world() == 1:
         return ["python"]
     here = int(os.environ["LOCAL_WORLD_SIZE"])

@@ -53,11 +53,11 @@ def announce(run):
           f"{s.device} in {s.dtype}; {len(run.train)} training and {len(run.held_out)} evaluation problems")
     print(f"{s.steps} steps of {s.problems} problems x {s.rollouts} rollouts = {rows} rollouts, "
           f"at most {rows * s.max_new_tokens:,} new tokens a step")
-    outside = 0 if run.teacher.kind in ("ema", "frozen", "current") else sum(
-        p.numel() * p.element_size() for p in run.teacher.model.parameters()) / mega
+    size = sum(p.numel() * p.element_size() for p in run.teacher.model.parameters()) / mega
+    external = f", external teacher {size:,.0f} MiB" if run.teacher.kind == "external" else ""
     shards = f", 1/{parallel.world()} of it in each process" if parallel.world() > 1 else ""
     print(f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} {parameters * 4 * copies / mega:,.0f} "
-          f"MiB{f', the other model {outside:,.0f} MiB' if outside else ''}{shards}; logits: a whole step's would be "
+          f"MiB{external}{shards}; logits: a whole step's would be "
           f"{rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, the loss holds those of 256 tokens, "
           f"{256 * vocabulary * 4 / mega:,.1f} MiB")
     if s.task == "code":

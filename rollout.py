@@ -15,8 +15,6 @@ CPU in float32 the weights are copied into a layout that suits few rows, which t
     groups = generate(model, [[1, 5, 7], [1, 9]], 8, max_new_tokens=64, stop_ids=[2])
     groups[1][0].ids, groups[1][0].logprobs, groups[1][0].stopped
 """
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
@@ -70,7 +68,9 @@ def generate(model, prompts, k, *, max_new_tokens, stop_ids, temperature=1.0, se
     max_rows = max_rows or rows_in_memory(model, config, longest)
     groups = [[None] * k for _ in prompts]
     # not inference_mode: what a module keeps from here may meet autograd
-    with eval_mode(model), torch.no_grad(), packed_weights(model, min(max_rows, k * len(prompts))):
+    pays = max_new_tokens > 8                  # packing takes about as long as it saves in so many steps
+    packed = packed_weights(model, min(max_rows, k * len(prompts))) if pays else contextlib.nullcontext()
+    with eval_mode(model), torch.no_grad(), packed:
         for batch in plan_batches(prompts, k, max_rows, same_length=not sampler.can_pad):
             counts = [len(js) for _, js in batch]
             rows = [(p, j) for p, js in batch for j in js]

@@ -233,20 +233,23 @@ def warm_up_batch(task, tokenizer, instruction, verify, size, rng) -> list[tuple
         rows.append((prompt, read, rng.choice(ways) + [tokenizer.eos_token_id], parting,
                      [way[parting] for way in ways], possible))
     rows.sort(key=lambda row: len(row[0]) + len(row[2]))                   # short ones apart: half the padding
-    parts = []
-    for rows in (rows[:size // 2], rows[size // 2:]):
-        length = max(len(prompt) + len(way) for prompt, _, way, *_ in rows)
-        ids, weights = torch.full((len(rows), length), tokenizer.pad_token_id), torch.zeros(len(rows), length - 1)
-        for n, (prompt, read, way, parting, _, _) in enumerate(rows):
-            start, end = len(prompt) - 1, len(prompt) - 1 + len(way)       # shifted: position t predicts token t + 1
-            ids[n, :end + 1] = torch.tensor(prompt + way)
-            weights[n, read - 1:start], weights[n, start:end] = PEER_WEIGHT, 1.0
-            weights[n, start + parting] = 0.0
-        where = torch.tensor([len(prompt) - 1 + parting for prompt, _, _, parting, _, _ in rows])
-        posterior = torch.tensor([[float(p) for p in possible] for *_, possible in rows])
-        tokens = torch.tensor([tokens for *_, tokens, _ in rows])
-        parts.append((ids, weights, where, tokens, posterior / posterior.sum(1, keepdim=True)))
-    return parts
+    return [warm_up_tensors(part, tokenizer.pad_token_id) for part in (rows[:size // 2], rows[size // 2:])]
+
+
+def warm_up_tensors(rows, pad) -> tuple[torch.Tensor, ...]:
+    """Rows of (prompt, its first tokens that are only read, completion, position of the rule in it, its tokens, which
+    are possible) as one part of `warm_up_batch`."""
+    length = max(len(prompt) + len(way) for prompt, _, way, *_ in rows)
+    ids, weights = torch.full((len(rows), length), pad), torch.zeros(len(rows), length - 1)
+    for n, (prompt, read, way, parting, _, _) in enumerate(rows):
+        start, end = len(prompt) - 1, len(prompt) - 1 + len(way)           # shifted: position t predicts token t + 1
+        ids[n, :end + 1] = torch.tensor(prompt + way)
+        weights[n, read - 1:start], weights[n, start:end] = PEER_WEIGHT, 1.0
+        weights[n, start + parting] = 0.0
+    where = torch.tensor([len(prompt) - 1 + parting for prompt, _, _, parting, _, _ in rows])
+    posterior = torch.tensor([[float(p) for p in possible] for *_, possible in rows])
+    tokens = torch.tensor([tokens for *_, tokens, _ in rows])
+    return ids, weights, where, tokens, posterior / posterior.sum(1, keepdim=True)
 
 
 def warm_up(model, tokenizer, task, instruction, verify, *, seed, device="cpu", progress=True):

@@ -357,7 +357,7 @@ def evaluate(run) -> dict:
     groups = [attempts[n:n + k] for n in range(0, len(attempts), k)]
     return {"eval_mean_at_k": sum(a.success for a in attempts) / len(attempts),
             "eval_pass_at_k": sum(any(a.success for a in g) for g in groups) / len(groups), "eval_k": k,
-            **({"oom_retries": retries} if retries else {})}
+            "oom_retries": retries}
 
 
 def due(settings, step, every) -> bool:

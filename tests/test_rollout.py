@@ -329,13 +329,16 @@ def test_packed_weights_compute_the_same_and_leave_no_trace():
 @pytest.mark.skipif(not PACKS, reason="this build of torch lacks MKL or oneDNN")
 def test_generate_packs_and_goes_on_without_memory_for_it(monkeypatch):
     model, packed = tiny(dtype=torch.float32), []
-    run = lambda: generate(model, PROMPTS[:1], 2, max_new_tokens=2, stop_ids=[], progress=lambda n: packed.append(
-        sum("forward" in vars(layer) for layer in model.modules())))
-    run()
-    expected = run()
-    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda *_: (_ for _ in ()).throw(RuntimeError("full")))
-    assert [r.ids for r in flat(run())] == [r.ids for r in flat(expected)]
-    assert packed[0] == packed[1] > 5 and packed[2] == 0
+    def run(length):
+        return generate(model, PROMPTS[:1], 2, max_new_tokens=length, stop_ids=[], progress=lambda n: packed.append(
+            sum("forward" in vars(layer) for layer in model.modules())))
+    def full(*_):
+        raise RuntimeError("can't allocate memory")
+    expected = run(12)
+    run(8)                                                 # too short to pay
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", full)
+    assert [r.ids for r in flat(run(12))] == [r.ids for r in flat(expected)]
+    assert packed[0] > 5 and packed[1:] == [0, 0]
 
 
 def test_weights_that_a_hook_works_out_are_not_packed():
