@@ -2,7 +2,7 @@
 
     OUT/lock                       locked by the process that writes here
     OUT/step-NNNNNN/model/         an ordinary save_pretrained folder, float32
-    OUT/step-NNNNNN/state/         AdamW, a copied teacher, step, settings, checksums of the data
+    OUT/step-NNNNNN/state/         AdamW, a copied teacher, step, settings, checksums of data and external teacher
     OUT/step-NNNNNN/manifest.json  path, size and sha256 of every file: it alone decides whether the rest is whole
 
 What else the future depends on is a function of seed and step: the order of the data and the sampler's random numbers.
@@ -140,8 +140,9 @@ def run_to_its_end(run, loop, command) -> int:
                 if run.done > run.saved:
                     save(run)
         except (OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
-            print(f"train.py: error: {error} (after {run.done} steps, {run.saved} of them saved in {run.out}; "
-                  f"to go on: {command})", file=sys.stderr)
+            if parallel.is_main() or not isinstance(error, FloatingPointError):         # that one all processes meet
+                print(f"train.py: error: {error} (after {run.done} steps, {run.saved} of them saved in {run.out}; "
+                      f"to go on: {command})", file=sys.stderr)
             return 1
     if stop.heard():
         if run.done:
@@ -207,13 +208,15 @@ def save(run):
         if main:
             run.student.save_pretrained(staging / "model", state_dict=weights)
             run.tokenizer.save_pretrained(staging / "model")
-            facts = {"step": run.done, "settings": dataclasses.asdict(run.settings), "rows": run.rows}
+            facts = {"step": run.done, "settings": dataclasses.asdict(run.settings), "inputs": run.inputs}
             (staging / "state" / "run.json").write_text(json.dumps(facts) + "\n", "utf-8")
             write_manifest(staging)
             for path in [*staging.rglob("*"), staging, *run.out.glob("*.jsonl")]:
                 sync(path)                                       # the lines up to this step too
     except Exception as error:
         shutil.rmtree(staging, ignore_errors=True)
+        if parallel.left_alone(error):
+            raise
         told = error                                             # torch's own error hides the system's "disk full"
         while told.__context__ and not isinstance(told, OSError):
             told = told.__context__
@@ -273,6 +276,16 @@ def checksum_of_rows(problems) -> str | None:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest() if rows else None
 
 
+def checksum_of_model(model) -> str:
+    """One checksum of a model's weights, of up to 4,096 numbers of each, evenly spread: other weights, not one flipped
+    bit, are what a resume must notice."""
+    sha = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        some = weight.flatten()[::weight.numel() // 4096 + 1]
+        sha.update(f"{name} {tuple(weight.shape)}".encode() + some.float().cpu().numpy().tobytes())
+    return sha.hexdigest()
+
+
 def newest_whole(out) -> Path | None:
     """The newest whole checkpoint; damaged ones are named and passed over. None where nothing was ever saved.
 
@@ -291,7 +304,8 @@ def newest_whole(out) -> Path | None:
 def load(run, may_change):
     """Put `run` where its newest whole checkpoint was; `run.done` stays 0 where nothing was saved yet.
 
-    Raises ValueError where settings other than `may_change`, or the rows of the data, are not those of the checkpoint.
+    Raises ValueError where settings other than `may_change`, or what the data files and an external teacher hold, are
+    not those of the checkpoint.
     """
     newest, facts = parallel.by_main(lambda: newest_of(run, may_change))
     if newest is None:
@@ -317,9 +331,9 @@ def newest_of(run, may_change):
         now, option = getattr(run.settings, name, value), "--" + name.replace("_", "-")
         if name not in may_change and now != value:
             raise ValueError(f"{option} is {now} now and was {value} in {newest}: resume with the same settings")
-        if name in facts["rows"] and now == value and run.rows[name] != facts["rows"][name]:
-            raise ValueError(f"{option} {now}: its rows are not those that {newest} was made with: "
-                             "put the file back, or start a new run")
+        if name in facts["inputs"] and now == value and run.inputs[name] != facts["inputs"][name]:
+            raise ValueError(f"{option} {now}: its content is not what {newest} was made with: put it back, or start "
+                             "a new run")
     return newest, facts
 
 

@@ -121,6 +121,23 @@ def wait():
     gather([])
 
 
+def left_alone(error) -> bool:
+    """Whether a meeting broke off because another process is gone. gloo has no exception of its own, only its name."""
+    return world() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
+
+
+@contextlib.contextmanager
+def together():
+    """Where another process has failed, end this one with one line instead of the traceback of a broken meeting."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not left_alone(error):
+            raise
+        sys.exit(f"train.py: process {dist.get_rank()} stops: another process is gone, and its own line or torchrun's "
+                 "report says why")
+
+
 def in_turn(make):
     """make() on the first process of each node, then on the others, which find its downloads and caches ready.
 

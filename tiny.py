@@ -28,6 +28,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -297,10 +298,17 @@ def build(task, *, instruction, verify, seed=0, folder="runs", device="cpu", pro
                              bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
                              pad_token_id=tokenizer.pad_token_id, **SMALL)
         model = LlamaForCausalLM(config)
-    warm_up(model, tokenizer, task, instruction, verify, seed=seed, device=device, progress=progress)
     staging = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
-    model.save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
+    staging.mkdir(parents=True)                 # where nothing can be written the warm-up need not begin
+    try:
+        warm_up(model, tokenizer, task, instruction, verify, seed=seed, device=device, progress=progress)
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+    except BaseException as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # hides the system's error, a full disk for one
+            raise OSError(f"cannot save the warmed-up student in {staging}: {error}") from error
+        raise
     try:
         staging.rename(cache)                   # one rename: a second process never reads half a folder
     except OSError:                             # another process was first, with the same weights

@@ -257,7 +257,7 @@ def load_model(name):
 
 @dataclass
 class Run:
-    """What a run consists of, made by `prepare`. rows: checksums of the data; done: the number of steps taken so far;
+    """What a run consists of, made by `prepare`. inputs: checksums of what it reads; done: the steps taken so far;
     saved: the number of these that the last checkpoint holds."""
     settings: Settings
     out: Path
@@ -267,7 +267,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     train: list
     held_out: list
-    rows: dict
+    inputs: dict
     autocast: object
     done: int = 0
     saved: int = 0
@@ -289,7 +289,7 @@ def load(settings):
                 print("warning: --data and --eval-data are the same file: the evaluation is not held out")
         student, tokenizer = load_model(s.model)
         generate(student, [[0, 1], [0]], 2, max_new_tokens=2, stop_ids=[])     # refuses what it cannot sample from
-    rows = {"data": checkpoint.checksum_of_rows(train), "eval_data": checkpoint.checksum_of_rows(held_out)}
+    inputs = {"data": checkpoint.checksum_of_rows(train), "eval_data": checkpoint.checksum_of_rows(held_out)}
     train = fitting(train, student, tokenizer, s, s.data or "the tiny world")
     if s.eval_data or held_out:
         held_out = fitting(held_out, student, tokenizer, s, s.eval_data or "the tiny world")
@@ -298,6 +298,7 @@ def load(settings):
         raise ValueError(f"{len(train)} usable training rows are fewer than --problems {s.problems}")
     if s.teaches and s.teacher not in COPIES:
         external = load_model(s.teacher)
+        inputs["teacher"] = checkpoint.checksum_of_model(external[0])
         external[0].to(getattr(torch, s.dtype))                  # it needs no master weights
     if s.gradient_checkpointing:                                 # transformers recomputes in train mode only
         dropout = [name for name, value in student.config.to_dict().items()
@@ -306,18 +307,18 @@ def load(settings):
             raise ValueError(f"--gradient-checkpointing would train under dropout: set {dropout[0]} to 0 in the config")
         student.gradient_checkpointing_enable()
     teacher = mopd.make_teacher(s.teacher if s.teaches else "current", student, tokenizer, *external)
-    return student, tokenizer, teacher, train, held_out, rows
+    return student, tokenizer, teacher, train, held_out, inputs
 
 
 def prepare(settings) -> Run:
     """Load and check everything, before any work."""
     s = settings
-    student, tokenizer, teacher, train, held_out, rows = parallel.in_turn(lambda: load(s))
+    student, tokenizer, teacher, train, held_out, inputs = parallel.in_turn(lambda: load(s))
     for model in (student, teacher.model):
         parallel.shard(model, device=s.device, dtype=s.dtype)
     optimizer = torch.optim.AdamW(student.parameters(), lr=s.lr, weight_decay=s.weight_decay)
     autocast = functools.partial(torch.autocast, torch.device(s.device).type, torch.bfloat16)
-    run = Run(s, Path(s.out), student, tokenizer, teacher, optimizer, train, held_out, rows,
+    run = Run(s, Path(s.out), student, tokenizer, teacher, optimizer, train, held_out, inputs,
               autocast if s.dtype == "bfloat16" else contextlib.nullcontext)
     if s.resume:
         checkpoint.load(run, MAY_CHANGE)
@@ -456,7 +457,7 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    with contextlib.ExitStack() as held:
+    with parallel.together(), contextlib.ExitStack() as held:
         try:
             parallel.join()
             settings = parallel.in_turn(lambda: parse(arguments))

@@ -324,7 +324,21 @@ def test_data_that_changed_since_the_checkpoint_is_refused(folder, tmp_path, cap
     rows[5]["answer"] = "77"
     (data / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     line = refused(capsys, flags(data, tmp_path / "out", "--resume"))
-    assert changed in line and "its rows are not those" in line and len(steps_of(tmp_path / "out")) == 3
+    assert changed in line and "its content is not what" in line and len(steps_of(tmp_path / "out")) == 3
+
+
+def test_another_teacher_in_the_same_folder_is_refused(folder, tmp_path, capsys):
+    data = shutil.copytree(folder, tmp_path / "data")
+    more = ("--method", "opd", "--teacher", str(data / "model"))
+    base = ["--model", str(folder / "model")]
+    train.main([*flags(folder, tmp_path / "out", *more, "--steps", "1"), *base])
+    train.main([*flags(folder, tmp_path / "out", *more, "--steps", "2", "--resume"), *base])
+    teacher = AutoModelForCausalLM.from_pretrained(data / "model")
+    with torch.no_grad():
+        teacher.model.norm.weight[0] += 1e-3
+    teacher.save_pretrained(data / "model")
+    line = refused(capsys, [*flags(folder, tmp_path / "out", *more, "--resume"), *base])
+    assert "--teacher" in line and "its content is not what" in line and len(steps_of(tmp_path / "out")) == 5
 
 
 def test_another_evaluation_file_and_other_sizes_are_no_other_mathematics(folder, tmp_path, capsys):

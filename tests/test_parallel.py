@@ -249,6 +249,48 @@ def test_a_signal_stops_all_processes_after_a_step_and_the_command_goes_on(untie
     assert_same_run(whole, out)
 
 
+FAULTS = r"""
+import os, sys
+import torch
+import mopd, train
+rank, fault, arguments = os.environ["RANK"], sys.argv[1], sys.argv[2:]
+if fault == "not finite" and rank == "1":
+    norm = torch.nn.utils.clip_grad_norm_
+    def poisoned(parameters, limit):
+        parameters = list(parameters)
+        parameters[0].grad.to_local()[0] = float("inf")
+        return norm(parameters, limit)
+    torch.nn.utils.clip_grad_norm_ = poisoned
+if fault == "memory" and rank == "1":
+    def hungry(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    mopd.backward = hungry
+if fault == "log" and rank == "0":
+    def full(path, record):
+        raise OSError(f"cannot write {path}: No space left on device")
+    train.append = full
+if fault == "disk" and rank == "1":
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+    torch.distributed.checkpoint.FileSystemWriter.write_data = full
+train.main(arguments)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault, says", [("not finite", "the gradient's norm inf: no update was made"),
+                                         ("memory", "out of memory in scoring tokens (several processes do not try again)"),
+                                         ("log", "metrics.jsonl: No space left on device"), ("disk", "No space left on device")])
+def test_a_fault_of_one_process_ends_all_with_a_line_each_and_no_traceback(untied, tmp_path, fault, says):
+    (tmp_path / "job.py").write_text(FAULTS)
+    done = torchrun(2, tmp_path / "job.py", fault, *flags(untied, tmp_path / "out", "--eval-every", "100", "--save-every", "1"))
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("train.py:")]
+    assert any(says in line for line in told) and len(told) <= 2, done.stderr
+    assert all(says in line or "another process is gone" in line for line in told), told
+    assert done.stderr.count("Traceback") <= 1 and "ChildFailedError" in done.stderr          # torchrun's own, at the end
+
+
 @pytest.mark.slow
 def test_four_processes_and_resumes_between_one_two_and_four(tied, untied, tmp_path, monkeypatch):
     """Four processes for three problems: one has none to sample and must still come to every meeting.

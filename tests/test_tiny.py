@@ -121,6 +121,24 @@ def test_warming_up_leaves_the_global_random_state_alone(tmp_path, monkeypatch):
     assert torch.equal(torch.rand(1), expected)
 
 
+def test_a_cache_that_cannot_be_written_is_one_line_before_the_warm_up_or_after_it(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(tiny, "WARM_UP", dict(tiny.WARM_UP, steps=1, batch=2))
+    arguments = dict(seed=0, instruction="Box it.", verify=verifiers.verify, progress=False)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))               # as on a disk that fills up
+    try:
+        with pytest.raises(OSError, match="cannot save the warmed-up student in .*: "):
+            tiny.build("math", folder=tmp_path, **arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(tiny, "warm_up", lambda *args, **kwargs: pytest.fail("warmed up for nothing"))
+    with pytest.raises(OSError):
+        tiny.build("math", folder=tmp_path / "file" / "runs", **arguments)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("task", TASKS)
