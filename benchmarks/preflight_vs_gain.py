@@ -1,10 +1,11 @@
 """Does `analyze.py preflight` predict what training brings? On tiny worlds that differ in task, group size and warm-up.
 
-    python benchmarks/preflight_vs_gain.py            # some twenty minutes on a CPU; picks up where it stopped
+    python benchmarks/preflight_vs_gain.py            # forty minutes on a CPU core; picks up where it stopped
 
-For each configuration: the preflight numbers of 32 problems x K rollouts, then the gain in held-out mean@8 of a short
-run (30 steps of 16 problems x K, same learning rate), and over all of them the rank correlation of each number with the
-gain. A short warm-up gives a student that reads peers badly. Writes OUT/NAME.json for each and OUT/table.md.
+For each configuration and seed: the preflight numbers of 32 problems x K rollouts, then the gain in held-out mean@8 of
+a short run (30 steps of 16 problems x K, same learning rate), and over all of them the rank correlation of each number
+with the gain. A short warm-up gives a student that reads peers badly. Writes OUT/NAME.json for each and OUT/table.md,
+whose rows are means over seeds.
 """
 
 import argparse
@@ -24,22 +25,23 @@ CONFIGURATIONS = [("math", 8, 100), ("math", 8, 200), ("math", 8, 500), ("math",
 NUMBERS = ("predicted_gain", "teacher_gain", "gap", "divergence", "auc", "mixed", "success")
 
 
-def measure(task, rollouts, warm_up, options) -> dict:
-    """Preflight and gain of one configuration, read from its file when it is there."""
-    name = f"{task}-{rollouts}-{warm_up}"
+def measure(task, rollouts, warm_up, seed, options) -> dict:
+    """Preflight and gain of one configuration and seed, read from its file when it is there."""
+    configuration = f"{task}-{rollouts}-{warm_up}"
+    name = f"{configuration}-{seed}"
     path, folder = options.out / f"{name}.json", options.out / name
     if path.is_file():
         return json.loads(path.read_text("utf-8"))
     tiny.WARM_UP = dict(tiny.WARM_UP, steps=warm_up)
     flags = ["--task", task, "--rollouts", str(rollouts), "--device", "cpu", "--steps", str(options.steps),
-             "--eval-every", str(options.steps)]
+             "--eval-every", str(options.steps), "--seed", str(seed)]
     run = train.prepare(train.parse([*flags, "--out", str(options.out / f"{name}-preflight")]))
     result = analyze.preflight(run, analyze.sample_groups(run))
     analyze.print_preflight(result)
     if not (folder / f"step-{options.steps:06d}").is_dir():
         train.main([*flags, "--problems", "16", "--out", str(folder)])
     held = [r["eval_mean_at_k"] for r in report.read_records(folder / "metrics.jsonl") if "eval_k" in r]
-    result |= {"name": name, "start": held[0], "end": held[-1], "gain": held[-1] - held[0]}
+    result |= {"configuration": configuration, "start": held[0], "end": held[-1], "gain": held[-1] - held[0]}
     path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     return result
 
@@ -48,19 +50,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/preflight"))
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    results = [measure(*configuration, options) for configuration in CONFIGURATIONS]
-    value = lambda r, name: r[name] if not isinstance(r[name], list) else r[name][0]
+    results = [measure(*configuration, seed, options) for configuration in CONFIGURATIONS for seed in options.seeds]
+    for r in results:
+        r["auc"] = r["auc"] and r["auc"][0]
+    mean = lambda values: analyze.mean([value for value in values if value is not None])
     cell = lambda x: "-" if x is None else f"{x:.3f}"
-    rows = [f"| task-K-warm-up | {' | '.join(NUMBERS)} | held-out, start and end | gain | doubts |",
+    rows = [f"| task-K-warm-up | {' | '.join(NUMBERS)} | held-out, start and end | gain, each seed | seeds in doubt |",
             "| --- " * (len(NUMBERS) + 4) + "|"]
-    for r in sorted(results, key=lambda r: -r["gain"]):
-        rows.append(f"| {r['name']} | {' | '.join(cell(value(r, name)) for name in NUMBERS)} | {r['start']:.3f}, "
-                    f"{r['end']:.3f} | {r['gain']:+.3f} | {len(r['doubts'])} |")
+    for same in sorted(report.grouped(results, of=lambda r: r["configuration"]), key=lambda s: -mean(r["gain"] for r in s)):
+        values = " | ".join(cell(mean(r[name] for r in same)) for name in NUMBERS)
+        rows.append(f"| {same[0]['configuration']} | {values} | {mean(r['start'] for r in same):.3f}, "
+                    f"{mean(r['end'] for r in same):.3f} | {', '.join(format(r['gain'], '+.3f') for r in same)} | "
+                    f"{sum(bool(r['doubts']) for r in same)} of {len(same)} |")
     for name in NUMBERS:
-        pairs = [(value(r, name), r["gain"]) for r in results if value(r, name) is not None]
-        rows.append(f"Spearman of {name} with the gain: {analyze.spearman(*zip(*pairs)):+.2f} ({len(pairs)} runs)")
+        pairs = [(r[name], r["gain"]) for r in results if r[name] is not None]
+        if len(pairs) > 2:
+            rows.append(f"Spearman of {name} with the gain: {analyze.spearman(*zip(*pairs)):+.2f} ({len(pairs)} runs)")
     (options.out / "table.md").write_text("\n".join(rows) + "\n", "utf-8")
     print("\n".join(rows))
 
