@@ -40,6 +40,7 @@ CONTROLS = ("random", "unrelated", "success_only")           # the three slots o
 LEAVE_ONE_OUT = {"1 success": ("none", "1 success"), "2 successes": ("1 success", "2 successes"),
                  "1 failure": ("1 failure", "none"), "1 + 1": ("1 failure", "1 success"),
                  "2 + 1": ("1 + 1", "2 successes")}
+PLACES = ("strongest tenth", "position")
 MEASURES = ("AUC", "pairs", "Spearman", "Kendall", "top-1", "AUC, like length")
 
 
@@ -97,16 +98,19 @@ def agreement(scores, verdicts, lengths) -> dict[str, tuple[float, int]]:
             "AUC, like length": ((near_won + near_tied / 2) / near if near else 0.0, near)}
 
 
-def where(divergences) -> tuple[float, float]:
-    """(share of the divergence on the strongest tenth of all tokens, its mean position: 0 first token, 1 last).
+def where(divergences) -> dict[str, tuple[float, float]]:
+    """Where in the rollouts of one prompt the signal lies: {name: (value, its weight in the mean, the divergence here)}.
 
-    (0, 0) where it is no more than rounding, as without a context when the teacher is a copy of the student.
+    "strongest tenth": share of the divergence on the strongest tenth of the tokens; "position": its mean position in a
+    rollout (0 first token, 1 last). No weight where it is no more than rounding, as when a copy of the student reads no
+    peer.
     """
     flat, total = numpy.sort(numpy.concatenate(divergences))[::-1], float(sum(d.sum() for d in divergences))
     places = sum(float(d @ numpy.linspace(0, 1, len(d))) for d in divergences)
     if total < 1e-6 * len(flat):
-        return 0.0, 0.0
-    return float(flat[:math.ceil(len(flat) / 10)].sum()) / total, places / total
+        return {"strongest tenth": (0.0, 0.0), "position": (0.0, 0.0)}
+    return {"strongest tenth": (float(flat[:math.ceil(len(flat) / 10)].sum()) / total, total),
+            "position": (places / total, total)}
 
 
 def resampled(values, weights, draws) -> tuple[float, numpy.ndarray]:
@@ -204,7 +208,8 @@ def measure_signal(run, attempts, *, contexts=(*SIGNAL, *CONTROLS), resamples=20
             if set(LEAVE_ONE_OUT.get(c, ("",))) <= set(contexts):
                 reads = dict(zip((True, False), LEAVE_ONE_OUT[c]))
                 table[c]["leave-one-out"] = auc({i: score[reads[attempts[i].success]][i] for i in flat})
-            table[c]["strongest tenth"], table[c]["position"] = where([readings[c][i].divergence for i in flat])
+            lies = [where([readings[c][i].divergence for i in mates]) for mates in groups]
+            table[c] |= {name: interval(*resampled(*zip(*(x[name] for x in lies)), draws)) for name in PLACES}
         differences[kind] = {f"{b} - {a}": interval(*(y - x for x, y in zip(found[a]["AUC"], found[b]["AUC"])))
                              for a, b in itertools.combinations(found, 2)}
     shown = lambda i: {attempts[j].text for chosen in peers.values() for j in chosen[i].successes + chosen[i].failures}
@@ -221,13 +226,14 @@ def print_signal(result):
           f"for every context, {result['chance']:.2f} of them right.\nAUC of shortness alone "
           f"{cell(result['shorter is better'])}; {result['copies']:.0%} have the text of a peer of some context.")
     wide, narrow = ("AUC", "AUC, like length", "leave-one-out"), ("pairs", "Spearman", "Kendall", "top-1")
+    short = lambda x: "-" if x[0] is None else f"{x[0]:.2f}"
     for kind, table in result["tables"].items():
-        print(f"\n{kind:16s}" + "".join(f"{name:>19s}" for name in wide)
-              + "".join(f"{name:>9s}" for name in narrow) + " strongest  position")
+        print(f"\n{kind:16s}" + "".join(f"{name:>19s}" for name in wide) + "".join(f"{name:>10s}" for name in narrow)
+              + "".join(f"{name:>19s}" for name in PLACES))
         for c, row in table.items():
             print(f"{c:16s}" + "".join(f"{cell(row.get(name)):>19s}" for name in wide)
-                  + "".join(f"{row[name][0]:9.2f}" for name in narrow)
-                  + f"{row['strongest tenth']:10.2f}{row['position']:10.2f}")
+                  + "".join(f"{short(row[name]):>10s}" for name in narrow)
+                  + "".join(f"{cell(row[name]):>19s}" for name in PLACES))
         print("AUC, paired:")
         for name, x in result["AUC differences"][kind].items():
             if "2 + 1" in name or name.endswith("- none"):

@@ -390,7 +390,7 @@ def show(folder, *, step=None, context="contrastive", colour=None):
     if context not in known:
         raise ValueError(f"--context {context}: this run has {', '.join(known)}")
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") if colour is None else colour
-    clean = lambda text: "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)     # no escape codes
+    clean = lambda text: "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)     # no escape codes
     print(f"step {record['step']}, problem {record['problem']}, teacher: {record['teacher']}, context: {context}\n"
           f"{clean(record['prompt'])}")
     for a in record["attempts"]:

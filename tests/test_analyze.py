@@ -83,9 +83,11 @@ def test_the_best_rollout_is_a_hit_and_ties_share():
 def test_where_the_divergence_lies_by_hand():
     """Twelve tokens: the two strongest, 6 and 2, hold 8 of 10; positions 0, 1 (of a row of two) and 0.5."""
     rows = [numpy.array([6.0, 1.0]), numpy.array([0.0, 2.0, 0.0]), numpy.array([1.0]), numpy.zeros(6)]
-    share, place = analyze.where(rows)
-    assert share == 0.8 and math.isclose(place, (6 * 0 + 1 * 1 + 2 * 0.5 + 1 * 0) / 10)
-    assert analyze.where([numpy.zeros(3)]) == analyze.where([numpy.array([3e-8, -1e-8])]) == (0.0, 0.0)
+    found = analyze.where(rows)
+    assert found["strongest tenth"] == (0.8, 10.0)
+    assert math.isclose(found["position"][0], (6 * 0 + 1 * 1 + 2 * 0.5 + 1 * 0) / 10) and found["position"][1] == 10.0
+    for nothing in ([numpy.zeros(3)], [numpy.array([3e-8, -1e-8])]):
+        assert set(analyze.where(nothing).values()) == {(0.0, 0.0)}
 
 
 def test_the_bootstrap_draws_prompts_and_weights_them():
@@ -146,7 +148,9 @@ def test_a_score_that_only_counts_successes_is_worth_nothing_and_leave_one_out_s
         assert table["2 successes"]["leave-one-out"] == [0.0, 0.0, 0.0] == table["2 + 1"]["leave-one-out"]
         assert "leave-one-out" not in table["random"]
     assert all(x == [0, 0, 0] for x in result["AUC differences"]["log-ratio"].values())
+    assert table["2 + 1"]["strongest tenth"][0] == pytest.approx(3 / 17) and table["2 + 1"]["position"] == [0, 0, 0]   # 17 rows
     assert result["resamples"] == 50 and result["prompts_used"] == 3
+    analyze.print_signal(result)
 
 
 def test_the_signal_is_the_teachers_mean_log_probability_under_the_training_prompt(ready):
