@@ -129,9 +129,9 @@ class Stop:
             self.may_raise = False
 
 
-def run_to_its_end(run, loop, command) -> int:
+def run_to_its_end(run, loop, command, stopped=lambda run: None) -> int:
     """The exit status of loop(run, stop): 0; 1 after a fault; 128 + the signal's number. What ended it is said in one
-    line, with the `command` that goes on from the last checkpoint."""
+    line, with the `command` that goes on from the last checkpoint; after a signal stopped(run) comes before it."""
     with Stop() as stop:
         try:
             try:
@@ -145,8 +145,7 @@ def run_to_its_end(run, loop, command) -> int:
                       f"to go on: {command})", file=sys.stderr)
             return 1
     if stop.heard():
-        if run.done:
-            print(f"to look at it: python analyze.py report {run.out}")
+        stopped(run)
         print(f"stopped after {run.done} of {run.settings.steps} steps; to go on: {command}")
         return 128 + stop.signal
     return 0

@@ -15,10 +15,12 @@ process alone could see, and none inside rollout.generate, whose number of decod
 process.
 """
 
+import atexit
 import contextlib
 import datetime
 import os
 import sys
+import time
 import types
 import warnings
 
@@ -54,6 +56,8 @@ def join():
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)     # objects travel over gloo
+    # gloo's threads free the last meeting's tensors when the interpreter's lock lets them; after its end they abort.
+    atexit.register(time.sleep, 0.2)
     if not is_main():
         sys.stdout = open(os.devnull, "w")
 
@@ -185,7 +189,7 @@ def shard(model, *, device, dtype):
         fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=part is not model)
         part.set_gradient_divide_factor(1.0)                    # the default is the mean, which knows no normaliser
         part.set_force_sum_reduction_for_comms(True)            # 1.0 alone asks for a pre-multiplied sum: not in gloo
-    model.inside = types.MethodType(lambda self, function: function(), model)
+    model.inside, model.has_run = types.MethodType(lambda self, function: function(), model), False
     register_fsdp_forward_method(model, "inside")
 
 
@@ -196,12 +200,15 @@ def inside(model, function):
     pass, and the backward pass begins only at a tensor that comes out of it: so the loss must, alone or in a tuple.
     After a pass without gradient the root stays gathered until `release`.
     """
-    return model.inside(function) if isinstance(model, FSDPModule) else function()
+    if not isinstance(model, FSDPModule):
+        return function()
+    model.has_run = True
+    return model.inside(function)
 
 
 def release(model):
     """Cut up what a forward pass without a backward pass has left gathered."""
-    if isinstance(model, FSDPModule):
+    if isinstance(model, FSDPModule) and model.has_run:         # else FSDP2 has nothing set up that it could reset
         getattr(model, "reset_iter_state", model.reshard)()     # newer: also forgets the passes it has counted
 
 

@@ -125,6 +125,13 @@ def summarise(run, example):
           + f"; then both in one page: python analyze.py report {run.out} OTHER")
 
 
+def stopped(run):
+    """The page of a run that a signal has stopped, as far as it has come."""
+    if parallel.is_main() and run.done:
+        with contextlib.suppress(OSError, ValueError, KeyboardInterrupt):
+            print(f"curves and coloured tokens so far: {write_report([run.out])}")
+
+
 def read_records(path) -> list[dict]:
     """The records of a JSON Lines file; what cannot be read is left out and counted: a broken run is looked at, too."""
     records, lost, finite = [], 0, lambda text: value if math.isfinite(value := float(text)) else None

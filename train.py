@@ -484,7 +484,7 @@ def main(arguments=None):
         more = [*(["--out", settings.out] if "--out" not in arguments else []),
                 *(["--resume"] if not settings.resume else [])]
         command = shlex.join([*parallel.launcher(), sys.argv[0], *arguments, *more])
-        status = checkpoint.run_to_its_end(run, train, command)
+        status = checkpoint.run_to_its_end(run, train, command, report.stopped)
     if status != 1:                                          # all come to this end, a signal's too
         parallel.leave()
     if status:

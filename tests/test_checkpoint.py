@@ -221,6 +221,7 @@ def test_the_command_line_ends_by_a_signal_with_the_usual_status(folder, tmp_pat
     output, errors = run.communicate()
     assert run.returncode == 143 and "to go on: python" in output.splitlines()[-1] and "Traceback" not in errors
     assert checkpoint.damage(checkpoint.saved(tmp_path / "out")[-1]) == ""
+    assert "so far: " in output.splitlines()[-2] and "<figure>" in (tmp_path / "out" / "report.html").read_text()
 
 
 @posix

@@ -219,7 +219,7 @@ def test_other_methods_refusals_and_a_killed_process(untied, tmp_path):
         assert not report["finite"]                                     # on rank 0 too, whose own shard is finite
         student, teacher, moments = report["local"]
         assert student == teacher == moments / 2 and 0.45 < student / report["all"] < 0.55
-    for says in ("--lr -1.0: must be a number", f"{tmp_path / 'full'} is not empty", "only rank 1 cannot read this"):
+    for says in ("--lr -1.0: must be finite and not negative", f"{tmp_path / 'full'} is not empty", "only rank 1 cannot read this"):
         assert done.stderr.count(says) == 1
     assert not (tmp_path / "b").exists()
     for kind, more in kinds.items():
@@ -247,6 +247,18 @@ def test_a_signal_stops_all_processes_after_a_step_and_the_command_goes_on(untie
     train.main(flags(untied, whole, *more))
     assert "resuming from" in ran(2, *flags(untied, out, *more, "--resume")).stdout
     assert_same_run(whole, out)
+
+
+@pytest.mark.slow
+def test_steps_in_which_nothing_can_be_learned_change_nothing_in_two_processes_either(tied, tmp_path):
+    """Every rollout is cut: no micro-batch, so the sharded teacher never runs; then it does."""
+    more = ("--max-new-tokens", "3", "--steps", "2")
+    train.main(flags(tied, tmp_path / "one", *more))
+    ran(2, *flags(tied, tmp_path / "two", *more))
+    for out in ("one", "two"):
+        steps = [line for line in lines(tmp_path / out / "metrics.jsonl") if "loss" in line]
+        assert [(m["loss"], m["grad_norm"], m["unweighted"], m["truncated"]) for m in steps] == [(0.0, None, 24, 24)] * 2
+    assert_same_weights(tmp_path / "one", tmp_path / "two", 2, rounding=1e-12)
 
 
 FAULTS = r"""
