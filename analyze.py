@@ -99,7 +99,7 @@ def agreement(scores, verdicts, lengths) -> dict[str, tuple[float, int]]:
 
 
 def where(divergences) -> dict[str, tuple[float, float]]:
-    """Where in the rollouts of one prompt the signal lies: {name: (value, its weight in the mean, the divergence here)}.
+    """Where in the rollouts of one prompt the signal lies: {name: (value, its weight in the mean: the divergence)}.
 
     "strongest tenth": share of the divergence on the strongest tenth of the tokens; "position": its mean position in a
     rollout (0 first token, 1 last). No weight where it is no more than rounding, as when a copy of the student reads no
@@ -256,8 +256,9 @@ DOUBTS = (                                       # (when, what to do), filled in
     (lambda r: r["all_right"] > 0.75, "groups are {all_right:.0%} all-right, little is left to learn: harder problems"),
     (lambda r: r["truncated"] > 0.25, "{truncated:.0%} of the rollouts are cut and no use: raise --max-new-tokens"),
     (lambda r: r["weighted"] < 0.5, "only {weighted:.0%} of the rollouts have a peer to learn from: larger --rollouts"),
-    (lambda r: r["teacher_gain"] is not None and r["teacher_gain"] < 0.02,
-     "the teacher gains nothing from what it reads ({teacher_gain:+.2f}): a larger model or another prompt"),
+    (lambda r: r["teacher_gain"] is not None and r["teacher_gain"] <= 2 * r["teacher_gain_error"],
+     "what the teacher gains from what it reads ({teacher_gain:+.2f}, standard error {teacher_gain_error:.2f}) may be "
+     "nothing: more --problems to be sure, a larger model or another prompt"),
     (lambda r: r["auc"] is not None and r["auc"][0] < 0.55,
      "its scores hardly tell right from wrong (AUC {auc[0]:.2f}): the gradient would be noise"),
     (lambda r: r["divergence"] < 1e-4, "teacher and student agree on every token: there is no signal to learn from"),
@@ -289,10 +290,12 @@ def teacher_success(run, copies, *, per_group=2) -> dict[int, float]:
 
 def teacher_table(run, versions, student) -> dict[str, dict]:
     """By context: success of the teacher that writes after it, of the teacher without peers and of the student, all on
-    the problems where there is such a context."""
+    the problems where there is such a context; error: the standard error, over problems, of teacher - student."""
     rates = {c: teacher_success(run, copies) for c, copies in versions.items()}
+    error = lambda leads: float(numpy.std(leads or [0.0])) / math.sqrt(max(len(leads) - 1, 1))
     return {c: {"problems": len(rate), "teacher": mean(list(rate.values())),
                 "student": mean([student[g] for g in rate]),
+                "error": error([rate[g] - student[g] for g in rate]),
                 "bare": mean([rates["none"][g] for g in rate if g in rates["none"]])} for c, rate in rates.items()}
 
 
@@ -322,7 +325,8 @@ def preflight(run, attempts) -> dict:
     result = {"problems": len(rates), "success": mean(rates), "mixed": mean([0 < x < 1 for x in rates]),
               "all_wrong": mean([x == 0 for x in rates]), "all_right": mean([x == 1 for x in rates]),
               "truncated": mean([not a.rollout.stopped for a in attempts]), "weighted": weighted,
-              "teacher": teacher, "teacher_gain": lead, "predicted_gain": weighted * (lead or 0.0),
+              "teacher": teacher, "teacher_gain": lead, "teacher_gain_error": own["error"],
+              "predicted_gain": weighted * (lead or 0.0),
               "gap": float((tokens("teacher") - tokens("student")).mean()),
               "divergence": float(tokens("divergence").mean()), "auc_prompts": signal.get("prompts_used"),
               "auc": signal["tables"]["log-ratio"]["1 + 1"]["AUC"] if signal else None}

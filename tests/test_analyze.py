@@ -204,10 +204,11 @@ def test_preflight_gives_numbers_and_reasons(folder, tmp_path, capsys, monkeypat
 @pytest.mark.parametrize("change, says", [
     (dict(all_wrong=0.92), "92% all-wrong"), (dict(all_right=0.9), "harder problems"), (dict(truncated=0.5), "--max-new-tokens"),
     (dict(weighted=0.2), "larger --rollouts"), (dict(teacher_gain=0.0), "a larger model or another prompt"),
+    (dict(teacher_gain=0.06, teacher_gain_error=0.04), "+0.06, standard error 0.04"),
     (dict(auc=[0.5, 0.4, 0.6]), "AUC 0.50"), (dict(divergence=0.0), "no signal"),
     (dict(problems=4), "4 problems are too few to say"), (dict(), None)])
 def test_each_doubt_has_its_reason(change, says):
-    numbers = dict(problems=32, all_wrong=0.3, all_right=0.1, truncated=0.0, weighted=1.0, teacher_gain=0.4, auc=[0.9, 0.8, 1.0],
+    numbers = dict(problems=32, all_wrong=0.3, all_right=0.1, truncated=0.0, weighted=1.0, teacher_gain=0.4, teacher_gain_error=0.05, auc=[0.9, 0.8, 1.0],
                    divergence=0.03) | change
     found = [text.format(**numbers) for when, text in analyze.DOUBTS if when(numbers)]
     assert len(found) == (says is not None) and (says is None or says in found[0])
@@ -219,8 +220,10 @@ def test_the_teachers_own_success_is_compared_on_the_same_problems(ready, monkey
     versions = {"none": attempts[:12], "positive": attempts[12:24]}
     monkeypatch.setattr(analyze, "teacher_success", lambda run, copies: {copies[0].group: 1.0})
     table = analyze.teacher_table(made, versions, {0: 0.25, 1: 0.5})
-    assert table["positive"] == {"problems": 1, "teacher": 1.0, "student": 0.5, "bare": None}
-    assert table["none"] == {"problems": 1, "teacher": 1.0, "student": 0.25, "bare": 1.0}
+    assert table["positive"] == {"problems": 1, "teacher": 1.0, "student": 0.5, "error": 0.0, "bare": None}
+    assert table["none"] == {"problems": 1, "teacher": 1.0, "student": 0.25, "error": 0.0, "bare": 1.0}
+    monkeypatch.setattr(analyze, "teacher_success", lambda run, copies: {0: 1.0, 1: 0.5})
+    assert analyze.teacher_table(made, {"none": []}, {0: 0.25, 1: 0.5})["none"]["error"] == pytest.approx(0.375)     # of 0.75, 0
 
 
 # --- the token view ---
