@@ -22,7 +22,7 @@ import train
 
 CONFIGURATIONS = [("math", 8, 100), ("math", 8, 200), ("math", 8, 500), ("math", 4, 500), ("science", 8, 150),
                   ("science", 8, 500), ("tool", 8, 100), ("tool", 8, 500), ("tool", 4, 250)]        # task, K, warm-up
-NUMBERS = ("predicted_gain", "teacher_gain", "gap", "divergence", "auc", "mixed", "success")
+NUMBERS = ("predicted_gain", "gap", "divergence", "auc", "mixed", "success")
 
 
 def measure(task, rollouts, warm_up, seed, options) -> dict:
