@@ -13,9 +13,11 @@ is measured within prompts, because scores of different problems do not compare.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
+import os
 import random
 import sys
 from dataclasses import replace
@@ -33,13 +35,13 @@ from report import grouped
 from rollout import generate
 from verifiers import verify_batch
 
-SIGNAL = {"none": (0, 0), "1 success": (1, 0), "2 successes": (2, 0), "1 failure": (0, 1), "1 + 1": (1, 1),
-          "2 + 1": (2, 1)}                                   # successes, failures
-CONTROLS = ("random", "unrelated", "success_only")           # the three slots of 2 + 1, filled as in mopd.py's controls
+SIGNAL = {"none": (0, 0), "1 success": (1, 0), "2 successes": (2, 0), "1 failure": (0, 1), "1s+1f": (1, 1),
+          "2s+1f": (2, 1)}                                   # successes, failures
+CONTROLS = ("random", "unrelated", "success_only")           # the three slots of 2s+1f, filled as in mopd.py's controls
 # Leave-one-out in a group that has no more than the context shows: what a success and what a failure would read there.
 LEAVE_ONE_OUT = {"1 success": ("none", "1 success"), "2 successes": ("1 success", "2 successes"),
-                 "1 failure": ("1 failure", "none"), "1 + 1": ("1 failure", "1 success"),
-                 "2 + 1": ("1 + 1", "2 successes")}
+                 "1 failure": ("1 failure", "none"), "1s+1f": ("1 failure", "1 success"),
+                 "2s+1f": ("1s+1f", "2 successes")}
 PLACES = ("strongest tenth", "position")
 MEASURES = ("AUC", "pairs", "Spearman", "Kendall", "top-1", "AUC, like length")
 
@@ -210,7 +212,7 @@ def measure_signal(run, attempts, *, contexts=(*SIGNAL, *CONTROLS), resamples=20
                 table[c]["leave-one-out"] = auc({i: score[reads[attempts[i].success]][i] for i in flat})
             lies = [where([readings[c][i].divergence for i in mates]) for mates in groups]
             table[c] |= {name: interval(*resampled(*zip(*(x[name] for x in lies)), draws)) for name in PLACES}
-        differences[kind] = {f"{b} - {a}": interval(*(y - x for x, y in zip(found[a]["AUC"], found[b]["AUC"])))
+        differences[kind] = {f"{b} minus {a}": interval(*(y - x for x, y in zip(found[a]["AUC"], found[b]["AUC"])))
                              for a, b in itertools.combinations(found, 2)}
     shown = lambda i: {attempts[j].text for chosen in peers.values() for j in chosen[i].successes + chosen[i].failures}
     right = [[attempts[i].success for i in mates] for mates in groups]
@@ -225,6 +227,8 @@ def print_signal(result):
     print(f"{result['prompts_used']} of {result['prompts']} prompts and {result['rollouts_used']} rollouts, the same "
           f"for every context, {result['chance']:.2f} of them right.\nAUC of shortness alone "
           f"{cell(result['shorter is better'])}; {result['copies']:.0%} have the text of a peer of some context.")
+    if result["prompts_used"] < FEW:
+        print(f"{result['prompts_used']} prompts are too few: their intervals are too narrow to believe.")
     wide, narrow = ("AUC", "AUC, like length", "leave-one-out"), ("pairs", "Spearman", "Kendall", "top-1")
     short = lambda x: "-" if x[0] is None else f"{x[0]:.2f}"
     for kind, table in result["tables"].items():
@@ -236,8 +240,8 @@ def print_signal(result):
                   + "".join(f"{cell(row[name]):>19s}" for name in PLACES))
         print("AUC, paired:")
         for name, x in result["AUC differences"][kind].items():
-            if "2 + 1" in name or name.endswith("- none"):
-                print(f"  {name:28s}{cell(x)}")
+            if "2s+1f" in name or name.endswith("minus none") or name == "1s+1f minus 1 success":
+                print(f"  {name:32s}{cell(x)}")
 
 
 def sample_groups(run) -> list[mopd.Attempt]:
@@ -251,18 +255,27 @@ def sample_groups(run) -> list[mopd.Attempt]:
 # --- preflight ---
 
 DOUBTS = (                                       # (when, what to do), filled in from the numbers of `preflight`
-    (lambda r: r["problems"] < 8, "{problems} problems are too few to say: more --problems (32 by default)"),
+    (lambda r: r["problems"] < FEW, "{problems} problems are too few to say: more --problems (32 by default)"),
+    (lambda r: r["truncated"] > 0.25, "{truncated:.0%} of the rollouts are cut and no use: raise --max-new-tokens"),
     (lambda r: r["all_wrong"] > 0.75, "groups are {all_wrong:.0%} all-wrong: easier problems or larger --rollouts"),
     (lambda r: r["all_right"] > 0.75, "groups are {all_right:.0%} all-right, little is left to learn: harder problems"),
-    (lambda r: r["truncated"] > 0.25, "{truncated:.0%} of the rollouts are cut and no use: raise --max-new-tokens"),
-    (lambda r: r["weighted"] < 0.5, "only {weighted:.0%} of the rollouts have a peer to learn from: larger --rollouts"),
-    (lambda r: r["teacher_gain"] is not None and r["teacher_gain"] <= 2 * r["teacher_gain_error"],
-     "what the teacher gains from what it reads ({teacher_gain:+.2f}, standard error {teacher_gain_error:.2f}) may be "
-     "nothing: more --problems to be sure, a larger model or another prompt"),
-    (lambda r: r["auc"] is not None and r["auc"][0] < 0.55,
+    (lambda r: r["weighted"] < 0.5,
+     "only {weighted:.0%} of the rollouts have something to learn from: larger --rollouts"),
+    (lambda r: r["teacher_gain"] is not None and r["teacher_gain"] + 2 * r["teacher_gain_error"] < 0.05,
+     "the teacher, where it writes itself, is hardly better than the student or worse ({teacher_gain:+.2f}, standard "
+     "error {teacher_gain_error:.2f}): a larger model or another prompt"),
+    (lambda r: r["teacher_gain"] is not None and 0.05 - 2 * r["teacher_gain_error"] <= r["teacher_gain"] <=
+     2 * r["teacher_gain_error"],
+     "the teacher's lead ({teacher_gain:+.2f}, standard error {teacher_gain_error:.2f}) may be nothing: more "
+     "--problems to be sure, a larger model or another prompt"),
+    (lambda r: r["auc"] is not None and r["auc_prompts"] >= FEW and r["auc"][0] < 0.55,
      "its scores hardly tell right from wrong (AUC {auc[0]:.2f}): the gradient would be noise"),
-    (lambda r: r["divergence"] < 1e-4, "teacher and student agree on every token: there is no signal to learn from"),
+    (lambda r: r["divergence"] is not None and r["divergence"] < 1e-4,
+     "teacher and student agree on every token: there is no signal to learn from"),
 )
+FEW = 8                                          # fewer prompts than this say little, and their intervals nothing
+# What of SIGNAL is nearest to what the run's teacher reads; a control is measured as itself.
+NEAREST = {"contrastive": "1s+1f", "positive": "1 success", "sdpo": "1 success"}
 
 
 def mean(values):
@@ -314,12 +327,13 @@ def preflight(run, attempts) -> dict:
     read = report.read_tokens(run.student, run.teacher, {"own": attempts}, temperature=s.temperature,
                               budget=s.micro_tokens, autocast=run.autocast)["own"]
     readings = [reading for reading in read if reading]
-    tokens = lambda name: numpy.concatenate([getattr(r, name) for r in readings] or [numpy.zeros(1)])
-    try:
-        signal = measure_signal(run, attempts, contexts=("none", "1 + 1"))
-    except ValueError:                                           # too few prompts: print_preflight says so
-        signal = {}
-    own = teacher[report.own_context(s)]
+    tokens = lambda name: numpy.concatenate([getattr(r, name) for r in readings])
+    own, signal = teacher[report.own_context(s)], {}
+    context = report.own_context(replace(s, feedback=False))
+    context = NEAREST.get(context, context)
+    if context != "none":                                        # opd's teacher reads no peers
+        with contextlib.suppress(ValueError):                    # too few prompts: print_preflight says so
+            signal = measure_signal(run, attempts, contexts=("none", context))
     lead = own["teacher"] - own["student"] if own["problems"] else None
     rates, weighted = list(student.values()), mean([a.weight > 0 for a in attempts])
     result = {"problems": len(rates), "success": mean(rates), "mixed": mean([0 < x < 1 for x in rates]),
@@ -327,23 +341,29 @@ def preflight(run, attempts) -> dict:
               "truncated": mean([not a.rollout.stopped for a in attempts]), "weighted": weighted,
               "teacher": teacher, "teacher_gain": lead, "teacher_gain_error": own["error"],
               "predicted_gain": weighted * (lead or 0.0),
-              "gap": float((tokens("teacher") - tokens("student")).mean()),
-              "divergence": float(tokens("divergence").mean()), "auc_prompts": signal.get("prompts_used"),
-              "auc": signal["tables"]["log-ratio"]["1 + 1"]["AUC"] if signal else None}
+              "gap": float((tokens("teacher") - tokens("student")).mean()) if readings else None,
+              "divergence": float(tokens("divergence").mean()) if readings else None, "auc_context": context,
+              "auc_prompts": signal.get("prompts_used"),
+              "auc": signal["tables"]["log-ratio"][context]["AUC"] if signal else None}
     return result | {"doubts": [text.format(**result) for when, text in DOUBTS if when(result)]}
 
 
 def print_preflight(r):
     print(f"student: {r['success']:.3f} right; groups {r['mixed']:.0%} mixed, {r['all_wrong']:.0%} all wrong, "
-          f"{r['all_right']:.0%} all right; {r['truncated']:.0%} truncated; {r['weighted']:.0%} have peers")
+          f"{r['all_right']:.0%} all right; {r['truncated']:.0%} truncated; {r['weighted']:.0%} with something to "
+          "learn from")
     for c, x in r["teacher"].items():
         if x["problems"]:
             print(f"teacher that reads {c:12s} {x['teacher']:.3f} right when it writes itself, on {x['problems']} "
                   f"problems (without peers {x['bare']:.3f}, the student {x['student']:.3f})")
-    print(f"on the student's tokens: log teacher - log student {r['gap']:+.3f} on average, divergence "
-          f"{r['divergence']:.4f}; AUC after 1 success + 1 failure "
-          + ("unknown: too few groups with successes and failures to spare" if r["auc"] is None else
-             f"{r['auc'][0]:.2f} [{r['auc'][1]:.2f}, {r['auc'][2]:.2f}] over {r['auc_prompts']} prompts"))
+    if r["gap"] is not None:
+        print(f"on the student's tokens: log teacher - log student {r['gap']:+.3f} on average, divergence "
+              f"{r['divergence']:.4f}")
+    if r["auc_context"] != "none":
+        auc = "unknown" if r["auc"] is None else "{:.2f} [{:.2f}, {:.2f}]".format(*r["auc"])
+        few = ", which are too few" if (r["auc_prompts"] or 0) < FEW else ""
+        print(f"AUC of its scores after {r['auc_context']}: {auc} over the {r['auc_prompts'] or 0} prompts with "
+              f"successes and failures to spare{few}")
     print(f"success that the student could take over from its teacher: {r['predicted_gain']:+.3f}")
     print("\n".join(["verdict: not like this, because", *(f"- {reason}" for reason in r["doubts"])]) if r["doubts"] else
           "verdict: train; nothing here speaks against it")
@@ -372,6 +392,8 @@ def parse(arguments):
     for one in (parser, *commands.choices.values()):
         one.error = lambda message: parser.exit(2, f"analyze.py: error: {message} (--help lists what there is)\n")
     options, rest = parser.parse_known_args(arguments)
+    if "--resume" in rest:
+        parser.error("--resume belongs to train.py")
     if rest and options.command in ("report", "show"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return options, rest
@@ -403,6 +425,8 @@ def main(arguments=None):
         {"signal": print_signal, "preflight": print_preflight}[options.command](result)
         if options.out:
             options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    except BrokenPipeError:                                      # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (*parallel.REFUSALS, MemoryError) as error:
         print(f"analyze.py: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -25,7 +25,8 @@ INSTRUCTION = "\n\nNow solve the original problem correctly, in the required for
 # What a completion says when it has learnt to speak of peers that its reader never saw. Left out, because ordinary
 # answers say it too: "the other solution" (of an equation), "the given solution" (in a flask), "the original problem".
 LEAK_PHRASES = ("correct solution to this problem", "previous solution", "earlier solution", "reference solution",
-                "previous attempt", "earlier attempt", "failed attempt", "incorrect attempt", "must not be repeated")
+                "previous attempt", "earlier attempt", "failed attempt", "failed solution", "incorrect attempt",
+                "mistake must not be repeated")
 
 
 @dataclass(frozen=True)

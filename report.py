@@ -86,6 +86,11 @@ def sample_records(step, attempts) -> list[dict]:
             for mates in grouped(enumerate(attempts), of=lambda pair: pair[1].group)]
 
 
+def recorded(settings, step) -> bool:
+    """Whether a step's groups are kept: of evaluated steps, and of the first, whose weights evaluation 0 has seen."""
+    return step == 1 or step % settings.eval_every == 0 or step == settings.steps
+
+
 def grouped(items, *, of=lambda a: a.group) -> list[list]:
     """The items in lists of equal `of`, in the order in which these first appear."""
     groups = {}
@@ -120,7 +125,7 @@ def summarise(run, example):
                   f"{after:.3f} at step {last['step']}")
     print(f"curves and coloured tokens: {write_report([run.out])}")
     print(f"metrics, samples and checkpoints: {run.out}")
-    print("next: another --task, --peers positive, --method grpo" + (", or your own --model and --data (README.md)"
+    print("next: another --task, --peers or --method" + (", or your own --model and --data (README.md)"
                                                          if run.settings.model == "tiny" else "")
           + f"; then both in one page: python analyze.py report {run.out} OTHER")
 
@@ -140,43 +145,56 @@ def read_records(path) -> list[dict]:
             records.append(json.loads(line.decode("utf-8"), parse_constant=finite, parse_float=finite))
         except (ValueError, RecursionError):
             lost += 1
-    kept = [r for r in records if isinstance(r, dict) and isinstance(r.get("step"), int)]
+    kept = [r for r in records if isinstance(r, dict) and type(r.get("step")) is int]
     if lost + len(records) - len(kept):
         print(f"{path}: {lost + len(records) - len(kept)} lines cannot be read and are left out")
     return kept
 
 
+def read_views(folder) -> list[dict]:
+    """The groups in tokens.jsonl that can be shown."""
+    parts = {"contexts", "tokens", "student", "likely", "number", "right"}
+    whole = lambda attempts: isinstance(attempts, list) and attempts and all(
+        isinstance(a, dict) and parts <= a.keys() and a["contexts"] for a in attempts)
+    return [r for r in read_records(Path(folder) / "tokens.jsonl") if whole(r.get("attempts"))]
+
+
 # --- monitors ---
 
-WINDOW = 5                                       # steps over which "now" and "at the start" are averaged
+START, WINDOW = 2, 5                             # "at the start": mean of so many steps; "now": median of so many
 # (metric, what is a collapse: its values now and at the start, whether success has risen by 0.1; the usual cause)
 MONITORS = (
-    ("distinct_answers", lambda now, start, better: now < start / 2 and not better,
+    ("distinct_answers", lambda now, start, better: 1 <= now < start / 2 and not better,
      "the rollouts of a group agree without being right: lower --lr, more --rollouts"),
+    ("distinct_answers", lambda now, start, better: now < min(1, start / 2) and not better,
+     "hardly a rollout gives an answer any more, see samples.jsonl: lower --lr"),
     ("distinct_texts", lambda now, start, better: now < start / 2 and not better,
-     "the rollouts of a group are copies of each other: lower --lr, a slower or frozen teacher"),
+     "the rollouts of a group are copies of each other: lower --lr (with --teacher ema, --ema-rate too)"),
     ("group_pass", lambda now, start, better: now < start - 0.2,
-     "fewer problems are solved by any rollout, the student forgets: lower --lr or --ema-rate"),
+     "fewer problems are solved by any rollout, the student forgets: lower --lr (with --teacher ema, --ema-rate too)"),
     ("length_p95", lambda now, start, better: now > 2 * start or now < start / 4,
      "completions run away or shrink: see in samples.jsonl whether the teacher's peers do, too"),
     ("unweighted_share", lambda now, start, better: now > 0.95,
      "hardly a rollout teaches anything, and where none does there is no update: easier problems, more --rollouts or, "
      "if they are cut, more --max-new-tokens"),
     ("truncated_share", lambda now, start, better: now > 0.25 and now > start + 0.1,
-     "completions no longer end, and one that is cut teaches nobody: raise --max-new-tokens"),
+     "completions no longer end, and one that is cut teaches nobody: lower --lr if they have gone wrong "
+     "(samples.jsonl), raise --max-new-tokens if not"),
     ("leak_share", lambda now, start, better: now > 0.05 and now > 2 * start,
      "completions speak of peers they never saw: the student copies the teacher's manner"),
     ("sampled_entropy", lambda now, start, better: now < start / 5 and not better,
      "the student is sure of itself and no better: lower --lr, or --divergence forward"),
+    ("sampled_entropy", lambda now, start, better: now > 3 * start + 0.3 and not better,
+     "the student falls apart: lower --lr"),
     ("teacher_gap", lambda now, start, better: now < 5 * start - 0.05,
      "student and teacher part: lower --lr, or let the teacher follow (--teacher ema, a higher --ema-rate)"),
     ("teacher_gap", lambda now, start, better: start < 0 and now > start / 20 and not better,
-     "the teacher says what the student says before that is right: it follows too fast, lower --ema-rate"),
+     "the teacher says what the student says before that is right: an EMA follows too fast, lower --ema-rate"),
 )
 
 
 def is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300    # no NaN either
 
 
 def derived(metrics) -> dict:
@@ -204,15 +222,14 @@ def monitor(past=()):
         for name, value in m.items():
             first, last = kept.setdefault(name, ([], collections.deque(maxlen=WINDOW)))
             last.append(value)
-            if len(first) < WINDOW:
+            if len(first) < START:
                 first.append(value)
-        mean = lambda values: sum(values) / len(values)
         lines = []
         for name, collapsed, cause in MONITORS:
             if cause in said or {name, "success"} - m.keys() or len(kept[name][1]) < WINDOW:
                 continue
-            start, now = map(mean, kept[name])
-            before, success = map(mean, kept["success"])
+            (start, now), (before, success) = ((numpy.mean(first), numpy.median(last))
+                                               for first, last in (kept[name], kept["success"]))
             if collapsed(now, start, success >= before + 0.1):
                 said.add(cause)
                 lines.append(f"warning: step {metrics['step']}: {name} {now:.3g}, at the start {start:.3g}: {cause}")
@@ -387,7 +404,9 @@ BLUES, ORANGES = (189, 153, 117, 75, 33), (230, 223, 216, 214, 208)            #
 
 def show(folder, *, step=None, context="contrastive", colour=None):
     """Print the first recorded group of a step (default the last); without colour, tokens carry strong log-ratios."""
-    records = read_records(Path(folder) / "tokens.jsonl")
+    if not Path(folder).is_dir():
+        raise ValueError(f"no such run folder: {folder}")
+    records = read_views(folder)
     steps = sorted({r["step"] for r in records})
     if not records or step not in (None, *steps):
         raise ValueError(f"{folder} has no tokens of {'any step' if step is None else f'step {step}'}"
@@ -406,6 +425,8 @@ def show(folder, *, step=None, context="contrastive", colour=None):
         for text, teacher, student in zip(a["tokens"], c["teacher"], a["student"]):
             ratio = (teacher or 0) - (student or 0)
             level = min(4, int(abs(ratio) * 2))
+            if abs(ratio) >= (0.1 if colour else 0.5):
+                text = text.replace("\n", "\u21b5\n")             # else there would be nothing to colour
             if colour and abs(ratio) >= 0.1:
                 text = f"\x1b[30;48;5;{(BLUES if ratio > 0 else ORANGES)[level]}m{clean(text)}\x1b[0m"
             else:
@@ -427,7 +448,7 @@ CHARTS = (                                       # title, {label: metric}
     ("Training success", {"mean@k": "success", "pass@k": "group_pass"}),
     ("Held-out success", {"mean@k": "eval_mean_at_k", "pass@k": "eval_pass_at_k"}),
     ("Groups, share", {"mixed": "mixed_share", "all right": "all_right_share", "all wrong": "all_wrong_share"}),
-    ("Loss (a divergence: it need not fall)", {"loss": "loss"}),
+    ("Loss (a teacher's is a divergence: it need not fall)", {"loss": "loss"}),
     ("Teacher - student log-probability of sampled tokens", {"gap": "teacher_gap"}),
     ("Distinct per group", {"answers": "distinct_answers", "texts": "distinct_texts"}),
     ("Entropy at the sampled tokens, nats", {"-log p of the sampler": "sampled_entropy"}),
@@ -469,7 +490,7 @@ def chart(title, lines) -> str:
     y0, y1 = (y0, y1) if y1 > y0 else (y0, y0 + 1)
     px, py = lambda x: 40 + 290 * (x - x0) / (x1 - x0), lambda y: 150 - 138 * (y - y0) / (y1 - y0)
     parts = [f'<line x1="40" x2="330" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
-             f'<text x="35" y="{py(y) + 4:.1f}">{y:.3g}</text>' for y in ticks(y0, y1)]
+             f'<text x="35" y="{py(y) + 4:.1f}">{f"{y:.3g}".replace("e-0", "e-")}</text>' for y in ticks(y0, y1)]
     parts += [f'<text class="x" x="{px(x):.1f}" y="167">{x:g}</text>' for x in ticks(x0, x1) if x == int(x)]
     for _, colour, dash, points in lines:
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
@@ -490,24 +511,30 @@ def write_report(folders) -> Path:
 
     A folder of a broken or unfinished run gives what there is. ValueError where no folder holds any record.
     """
-    folders = list(map(Path, folders))
+    once = {}
+    for folder in map(Path, folders):
+        once.setdefault(folder.resolve(), folder)
+    folders = list(once.values())
     if missing := [str(folder) for folder in folders if not folder.is_dir()]:
         raise ValueError(f"no such run folder: {', '.join(missing)}")
     runs = [read_run(folder) for folder in folders]
+    names = [run.name for run in runs]
+    for run, folder in zip(runs, folders):
+        run.name = str(folder) if names.count(run.name) > 1 else run.name
     views = [{"run": run.name} | record for run in runs for record in run.views]
     if not views and not any(run.records for run in runs):
         raise ValueError(f"{', '.join(map(str, folders))}: no record in metrics.jsonl or tokens.jsonl, nothing to show")
     kept, size, seen, ranks = {}, 0, collections.Counter(), []
+    order = {run.name: spread(sorted({record["step"] for record in run.views})) for run in runs}
     for n, record in enumerate(views):           # one group of every run and step goes in before the second of any
         seen[record["run"], record["step"]] += 1
-        ranks.append((seen[record["run"], record["step"]], -record["step"], n))
+        ranks.append((seen[record["run"], record["step"]], order[record["run"]].index(record["step"]), n))
     for *_, n in sorted(ranks):
         # Neither </script> nor <!-- may stand in there: they would end the element or change how it is read.
         text = json.dumps(views[n], allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-        size += len(text)
-        if size > PAGE_BYTES:
-            break
-        kept[n] = text
+        if size + len(text) <= PAGE_BYTES:
+            size += len(text)
+            kept[n] = text
     lost = len(views) - len(kept)
     note = f"{lost} of {len(views)} recorded groups are left out to keep the page small." if lost else ""
     parts = {"TITLE": html.escape(", ".join(run.name for run in runs)), "NOTE": note,
@@ -519,6 +546,17 @@ def write_report(folders) -> Path:
     path = folders[0] / "report.html"
     path.write_text(page, "utf-8", errors="replace")
     return path
+
+
+def spread(steps) -> list:
+    """Ascending steps in the order in which they should be seen: the last, the first, then always the farthest from
+    all before it."""
+    order, distance = [], {step: math.inf for step in steps}
+    while distance:
+        order.append(max(distance, key=lambda step: (distance[step], step if not order else -step)))
+        del distance[order[-1]]
+        distance = {step: min(d, abs(step - order[-1])) for step, d in distance.items()}
+    return order
 
 
 @dataclass
@@ -539,10 +577,13 @@ def read_run(folder) -> Record:
     with contextlib.suppress(OSError, ValueError, TypeError):
         config = dict(json.loads((folder / "config.json").read_text("utf-8")))
     steps = [derived(r) for r in records if is_number(r.get("loss"))]
+    for m in steps:
+        if m.get("scored_tokens") == 0:          # nothing to learn from: its loss of 0 is not a small divergence
+            del m["loss"]
     return Record(folder.resolve().name, config, records, steps,
                   [r["seconds"] | {"step": r["step"]} for r in records if isinstance(r.get("seconds"), dict)],
                   [line for m in steps for line in look(m)],
-                  [r for r in read_records(folder / "tokens.jsonl") if isinstance(r.get("attempts"), list)])
+                  read_views(folder))
 
 
 def figure(runs, title, metrics) -> str:
@@ -559,7 +600,8 @@ def run_summary(n, run) -> str:
     held = [r for r in run.records if is_number(r.get("eval_mean_at_k"))]
     ends = (f"held-out mean@{held[0].get('eval_k')} {held[0]['eval_mean_at_k']:.3f} at step {held[0]['step']}, "
             f"{held[-1]['eval_mean_at_k']:.3f} at step {held[-1]['step']}" if held else "no evaluation recorded")
-    idle = TEACHERS if run.config.get("method") in mopd.NO_TEACHER else ()
+    idle = ("ema_rate",) if run.config.get("teacher") != "ema" else ()
+    idle = TEACHERS if run.config.get("method") in mopd.NO_TEACHER else idle
     settings = ", ".join(f"{k} {run.config[k]}" for k in SHOWN if run.config.get(k) is not None and k not in idle)
     return (f'<li class="run c{n % 6}"><div><b>{html.escape(run.name)}</b>: {html.escape(ends)}; {len(run.steps)} steps'
             f'<br><small>{html.escape(settings) or "no config.json"}</small>'

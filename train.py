@@ -382,7 +382,7 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
 
         def score(micro_tokens):
             view = []
-            if due(s, step, s.eval_every):
+            if report.recorded(s, step):
                 view = report.token_view(run, step, attempts, seed=seed, budget=micro_tokens, seconds=seconds)
             run.optimizer.zero_grad(set_to_none=True)   # what is left of a try for which memory did not suffice
             run.student.train(s.gradient_checkpointing)     # else in eval mode: dropout would part it from the sampler
@@ -440,7 +440,7 @@ def train(run, stop):
         append(metrics_file, metrics)
         for line in (report.line_of(metrics), *look(metrics)):
             tqdm.write(line)
-        if due(s, step, s.eval_every):
+        if report.recorded(s, step):
             for name, records in (("samples", report.sample_records(step, attempts)), ("tokens", view)):
                 for record in records:
                     append(run.out / f"{name}.jsonl", record)

@@ -127,10 +127,10 @@ def test_prompts_of_one_class_are_left_out_and_truncated_rollouts_are_neither_sh
     attempts = groups_of(12, 0, 6, 3, 6)
     for a in attempts[24:30] + attempts[58:]:                      # the successes of group 2, two failures of group 4
         a.rollout.stopped = False
-    peers, scored = analyze.draw_peers(attempts, ("none", "2 + 1", "success_only"), seed=0)
+    peers, scored = analyze.draw_peers(attempts, ("none", "2s+1f", "success_only"), seed=0)
     assert [attempts[mates[0]].group for mates in scored] == [4]   # group 3 has no success left over to score
-    assert len(scored[0]) == 10 - 3 - 1 and set(peers["2 + 1"]) == set(scored[0]) and max(scored[0]) < 58
-    assert all(j < 58 for p in peers["2 + 1"].values() for j in p.failures)
+    assert len(scored[0]) == 10 - 3 - 1 and set(peers["2s+1f"]) == set(scored[0]) and max(scored[0]) < 58
+    assert all(j < 58 for p in peers["2s+1f"].values() for j in p.failures)
 
 
 def test_a_score_that_only_counts_successes_is_worth_nothing_and_leave_one_out_shows_it(monkeypatch):
@@ -145,29 +145,29 @@ def test_a_score_that_only_counts_successes_is_worth_nothing_and_leave_one_out_s
     for kind in ("log-probability", "log-ratio"):
         table = result["tables"][kind]
         assert all(row["AUC"] == [0.5, 0.5, 0.5] for row in table.values())
-        assert table["2 successes"]["leave-one-out"] == [0.0, 0.0, 0.0] == table["2 + 1"]["leave-one-out"]
+        assert table["2 successes"]["leave-one-out"] == [0.0, 0.0, 0.0] == table["2s+1f"]["leave-one-out"]
         assert "leave-one-out" not in table["random"]
     assert all(x == [0, 0, 0] for x in result["AUC differences"]["log-ratio"].values())
-    assert table["2 + 1"]["strongest tenth"][0] == pytest.approx(3 / 17) and table["2 + 1"]["position"] == [0, 0, 0]   # 17 rows
+    assert table["2s+1f"]["strongest tenth"][0] == pytest.approx(3 / 17) and table["2s+1f"]["position"] == [0, 0, 0]   # 17 rows
     assert result["resamples"] == 50 and result["prompts_used"] == 3
     analyze.print_signal(result)
 
 
 def test_the_signal_is_the_teachers_mean_log_probability_under_the_training_prompt(ready):
     made, attempts = ready
-    result = analyze.measure_signal(made, attempts, contexts=("none", "1 + 1"), resamples=20)
-    peers, scored = analyze.draw_peers(attempts, ("none", "1 + 1"), made.settings.seed)
+    result = analyze.measure_signal(made, attempts, contexts=("none", "1s+1f"), resamples=20)
+    peers, scored = analyze.draw_peers(attempts, ("none", "1s+1f"), made.settings.seed)
     i = scored[0][0]
     text = peer_context.teacher_prompt(attempts[i].problem.prompt,
-                                       successes=[attempts[j].text.strip() for j in peers["1 + 1"][i].successes],
-                                       failures=[attempts[j].text.strip() for j in peers["1 + 1"][i].failures])
+                                       successes=[attempts[j].text.strip() for j in peers["1s+1f"][i].successes],
+                                       failures=[attempts[j].text.strip() for j in peers["1s+1f"][i].failures])
     prompt = mopd.chat_ids(made.tokenizer, attempts[i].problem.system, text)
     with torch.no_grad():
         logits = made.teacher.model(torch.tensor([prompt + attempts[i].rollout.ids])).logits[0, len(prompt) - 1:-1]
     expected = logits.log_softmax(-1)[range(len(attempts[i].rollout.ids)), attempts[i].rollout.ids]
     readings, lost = analyze.read_contexts(made, attempts, peers)
-    assert not lost and numpy.allclose(readings["1 + 1"][i].teacher, expected.numpy(), atol=1e-4)
-    assert set(result["tables"]["log-ratio"]) == {"1 + 1"} and result["rollouts_used"] == sum(map(len, scored))
+    assert not lost and numpy.allclose(readings["1s+1f"][i].teacher, expected.numpy(), atol=1e-4)
+    assert set(result["tables"]["log-ratio"]) == {"1s+1f"} and result["rollouts_used"] == sum(map(len, scored))
 
 
 def test_too_few_usable_prompts_are_refused_with_what_to_do(folder, tmp_path, capsys, monkeypatch):
@@ -203,15 +203,27 @@ def test_preflight_gives_numbers_and_reasons(folder, tmp_path, capsys, monkeypat
 
 @pytest.mark.parametrize("change, says", [
     (dict(all_wrong=0.92), "92% all-wrong"), (dict(all_right=0.9), "harder problems"), (dict(truncated=0.5), "--max-new-tokens"),
-    (dict(weighted=0.2), "larger --rollouts"), (dict(teacher_gain=0.0), "a larger model or another prompt"),
-    (dict(teacher_gain=0.06, teacher_gain_error=0.04), "+0.06, standard error 0.04"),
-    (dict(auc=[0.5, 0.4, 0.6]), "AUC 0.50"), (dict(divergence=0.0), "no signal"),
-    (dict(problems=4), "4 problems are too few to say"), (dict(), None)])
+    (dict(weighted=0.2), "larger --rollouts"), (dict(teacher_gain=0.0, teacher_gain_error=0.0), "hardly better than the student"),
+    (dict(teacher_gain=-0.15, teacher_gain_error=0.03), "or worse (-0.15, standard error 0.03): a larger model"),
+    (dict(teacher_gain=0.06, teacher_gain_error=0.04), "lead (+0.06, standard error 0.04) may be nothing: more --problems"),
+    (dict(auc=[0.5, 0.4, 0.6]), "AUC 0.50"), (dict(auc=[0.5, 0.4, 0.6], auc_prompts=3), None), (dict(divergence=0.0), "no signal"),
+    (dict(problems=4), "4 problems are too few to say"), (dict(teacher_gain=None, auc=None, divergence=None), None), (dict(), None)])
 def test_each_doubt_has_its_reason(change, says):
-    numbers = dict(problems=32, all_wrong=0.3, all_right=0.1, truncated=0.0, weighted=1.0, teacher_gain=0.4, teacher_gain_error=0.05, auc=[0.9, 0.8, 1.0],
-                   divergence=0.03) | change
+    numbers = dict(problems=32, all_wrong=0.3, all_right=0.1, truncated=0.0, weighted=1.0, teacher_gain=0.4, teacher_gain_error=0.05,
+                   auc=[0.9, 0.8, 1.0], auc_prompts=20, divergence=0.03) | change
     found = [text.format(**numbers) for when, text in analyze.DOUBTS if when(numbers)]
     assert len(found) == (says is not None) and (says is None or says in found[0])
+
+
+@pytest.mark.parametrize("peers, context", [("contrastive", "1s+1f"), ("positive", "1 success"), ("random", "random"),
+                                            ("unrelated", "unrelated"), ("success_only", "success_only")])
+def test_preflight_measures_the_signal_after_what_the_runs_own_teacher_reads(ready, peers, context):
+    made, attempts = ready
+    made.settings.peers = peers
+    result = analyze.preflight(made, attempts)
+    signal = analyze.measure_signal(made, attempts, contexts=("none", context))
+    assert result["auc_context"] == context and result["auc"] == signal["tables"]["log-ratio"][context]["AUC"]
+    analyze.print_preflight(result)
 
 
 def test_the_teachers_own_success_is_compared_on_the_same_problems(ready, monkeypatch):
@@ -260,7 +272,7 @@ def test_looking_changes_neither_the_run_nor_its_metrics(folder, run, tmp_path, 
     train.main(flags(folder, tmp_path / "blind", *EVERY_STEP))
     strip = lambda path: [{k: v for k, v in r.items() if k != "seconds"} for r in lines(path / "metrics.jsonl")]
     assert strip(run) == strip(tmp_path / "blind") and not (tmp_path / "blind" / "tokens.jsonl").exists()
-    assert {r["step"] for r in lines(run / "tokens.jsonl")} == {2, 3}
+    assert {r["step"] for r in lines(run / "tokens.jsonl")} == {1, 2, 3}
 
 
 def test_a_run_records_its_tokens_before_the_update(run):
@@ -404,12 +416,17 @@ def test_large_runs_keep_the_newest_tokens_and_say_what_is_left_out(run, tmp_pat
     (out / "tokens.jsonl").write_text("".join(json.dumps(record | {"step": n}) + "\n" for n in range(1, 21)))
     text = report.write_report([out]).read_text("utf-8")
     steps = [r["step"] for r in json.loads(Page(text).scripts[0])]
-    assert steps == list(range(20 - len(steps) + 1, 21)) and 3 <= len(steps) <= 6
+    assert 3 <= len(steps) <= 6 and steps == sorted(report.spread(list(range(1, 21)))[:len(steps)])
     assert f"{20 - len(steps)} of 20 recorded groups are left out" in text
+    assert report.spread([1, 15, 30, 45, 60]) == [60, 1, 30, 45, 15] and report.spread([]) == []
     (out / "tokens.jsonl").write_text("".join(json.dumps(record | {"step": n}) + "\n" for n in (1, 1, 1, 2, 2, 2)))
     monkeypatch.setattr(report, "PAGE_BYTES", int(2.5 * len(json.dumps(record))))
     steps = [r["step"] for r in json.loads(Page(report.write_report([out]).read_text("utf-8")).scripts[0])]
     assert steps == [1, 2]                                 # not two groups of the second step
+    huge = record | {"prompt": "x" * 10 ** 6}
+    (out / "tokens.jsonl").write_text("".join(json.dumps(r | {"step": n}) + "\n" for n, r in ((1, record), (2, huge), (3, huge))))
+    text = report.write_report([out]).read_text("utf-8")
+    assert [r["step"] for r in json.loads(Page(text).scripts[0])] == [1] and "2 of 3 recorded groups are left out" in text
 
 
 def test_a_broken_or_half_written_run_gives_what_there_is(run, tmp_path, capsys):
@@ -431,6 +448,11 @@ def test_a_broken_or_half_written_run_gives_what_there_is(run, tmp_path, capsys)
     shown = json.loads(page.scripts[0], parse_constant=pytest.fail)
     assert len(shown) == len(lines(run / "tokens.jsonl")) and None in shown[0]["attempts"][0]["student"]
     assert "3 lines cannot be read" in capsys.readouterr().out
+    (out / "metrics.jsonl").write_text('{"step": true, "loss": 1}\n{"step": 1, "loss": 1e308}\n{"step": 2, "loss": -1e308}\n')
+    (out / "tokens.jsonl").write_text('{"step": 1, "attempts": []}\n{"step": 2, "attempts": [{"number": 1}]}\n' + json.dumps(record))
+    page = Page(report.write_report([out]).read_text("utf-8"))
+    assert [r["step"] for r in json.loads(page.scripts[0])] == [record["step"]]
+    report.show(out)
     (out / "metrics.jsonl").unlink()
     Page(report.write_report([out]).read_text("utf-8"))
 
@@ -443,6 +465,23 @@ def test_several_runs_are_overlaid_in_one_page(run, tmp_path):
     (held,) = [x for x in text.split("<figure>") if x.startswith("<figcaption>Held-out")]
     assert held.count("<polyline") == 2 + 2 * 2 and held.count("mean@k") == 1        # a key for each quantity, two runs
     assert len(Page(text).scripts) == 2 and "<b>other</b>" in text and "<b>out</b>" in text
+
+
+def test_runs_whose_folders_have_one_name_are_told_apart_and_one_given_twice_is_shown_once(run, tmp_path):
+    for name in "ab":
+        (tmp_path / name / "out").mkdir(parents=True)
+        for file in ("metrics.jsonl", "tokens.jsonl"):
+            (tmp_path / name / "out" / file).write_text((run / file).read_text())
+    text = report.write_report([tmp_path / "a" / "out", tmp_path / "b" / "out", tmp_path / "b" / ".." / "a" / "out"]).read_text("utf-8")
+    names = {r["run"] for r in json.loads(Page(text).scripts[0])}
+    assert names == {str(tmp_path / "a" / "out"), str(tmp_path / "b" / "out")} and text.count('<li class="run') == 2
+
+
+def test_a_step_without_anything_to_learn_has_no_loss_to_plot(tmp_path):
+    rows = [{"step": n, "loss": 0.5 * (n != 2), "scored_tokens": 40 * (n != 2)} for n in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = report.read_run(tmp_path)
+    assert report.curve(found.steps, "loss") == [(1, 0.5), (3, 0.5)] and len(found.steps) == 3
 
 
 def test_ticks_are_round_and_curves_keep_means_of_neighbours():
@@ -467,6 +506,13 @@ def test_the_terminal_view_is_plain_without_a_terminal_and_never_passes_on_escap
     report.show(tmp_path, context="positive", colour=True)
     coloured = capsys.readouterr().out
     assert f"\x1b[30;48;5;{report.BLUES[3]}m\ufffd]0;owned\ufffdevil\x1b[0m" in coloured
+    assert "\u21b5\n" not in plain
+    record["attempts"][0]["tokens"][0] = "\n"
+    (tmp_path / "tokens.jsonl").write_text(json.dumps(record) + "\n")
+    report.show(tmp_path, context="positive")
+    assert "\u21b5\n[+1.5]" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no such run folder"):
+        report.show(tmp_path / "nix")
     with pytest.raises(ValueError, match=f"no tokens of step 7: choose from {record['step']}"):
         report.show(tmp_path, step=7)
     with pytest.raises(ValueError, match="--context random: this run has none, positive, contrastive"):
@@ -474,7 +520,7 @@ def test_the_terminal_view_is_plain_without_a_terminal_and_never_passes_on_escap
 
 
 def test_a_wrong_flag_or_folder_ends_with_status_2(tmp_path, capsys):
-    for arguments in (["show", str(tmp_path)], ["report", str(tmp_path)], ["report", str(tmp_path), "--wide"], []):
+    for arguments in (["show", str(tmp_path)], ["signal", "--resume"], ["report", str(tmp_path)], ["report", str(tmp_path), "--wide"], []):
         with pytest.raises(SystemExit) as stop:
             analyze.main(arguments)
         assert stop.value.code == 2 and "error:" in capsys.readouterr().err
@@ -485,10 +531,10 @@ def test_a_wrong_flag_or_folder_ends_with_status_2(tmp_path, capsys):
 HEALTHY = dict(loss=1.0, success=0.2, groups_mixed=6, groups_all_right=1, groups_all_wrong=3, truncated=0, unweighted=0,
                lone_success=0, completion_tokens=800, mean_completion_length=10.0, length_p95=12, distinct_answers=5.0,
                distinct_texts=6.0, leaks=0, sampled_entropy=0.4, teacher_gap=-0.2)
-SICK = [("distinct_answers", dict(distinct_answers=2.0)), ("distinct_texts", dict(distinct_texts=2.5)),
+SICK = [("distinct_answers", dict(distinct_answers=2.0)), ("distinct_answers", dict(distinct_answers=0.2)), ("distinct_texts", dict(distinct_texts=2.5)),
         ("group_pass", dict(groups_all_wrong=7, groups_mixed=2)), ("length_p95", dict(length_p95=30)),
         ("unweighted_share", dict(unweighted=80)), ("truncated_share", dict(truncated=40)), ("leak_share", dict(leaks=8)),
-        ("sampled_entropy", dict(sampled_entropy=0.05)), ("teacher_gap", dict(teacher_gap=-1.5)),
+        ("sampled_entropy", dict(sampled_entropy=0.05)), ("sampled_entropy", dict(sampled_entropy=2.0)), ("teacher_gap", dict(teacher_gap=-1.5)),
         ("teacher_gap", dict(teacher_gap=-0.005))]
 
 
@@ -504,6 +550,8 @@ def test_each_collapse_warns_once_and_not_again_after_a_resume(n):
     found = [line for m in steps for line in look(m)]
     assert len(found) == 1 and f": {name} " in found[0] and found[0].startswith("warning: step 1")
     assert found[0].endswith(report.MONITORS[n][2])
+    look = report.monitor()                                # one that begins in the third step, while "now" still fills
+    assert [line.split(": ", 2)[2] for m in history({}, {}, *[sick] * 8) for line in look(m)] == [found[0].split(": ", 2)[2]]
     look = report.monitor([{"step": 0, "eval_k": 8}, *steps[:16]])
     assert [line for m in steps[16:] for line in look(m)] == []
     look = report.monitor(steps[:10])                      # the start is the run's, not the first step after the resume

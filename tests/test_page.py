@@ -127,7 +127,7 @@ def test_the_page_runs_without_errors_and_model_text_stays_text(browser, page):
 
 def test_tokens_are_coloured_by_the_log_ratio_and_hover_tells_the_numbers(browser, page):
     browser.open(page)
-    assert browser.value("document.getElementById('pick').selectedOptions[0].textContent").endswith("step 10, problem 4: 1 of 2 right")
+    assert browser.value("document.getElementById('pick').selectedOptions[0].textContent") == "step 10, problem 4: 1 of 2 right"
     look = "[...document.querySelectorAll('.tokens span')].map(s => [s.className, s.style.getPropertyValue('--a')])"
     assert browser.value(look) == [["more", "0.05"], ["more", "0.90"], ["less", "1.00"], ["less", "0.00"],
                                    ["more", "1.00"], ["less", "0.00"], ["less", "0.50"]]
@@ -138,6 +138,10 @@ def test_tokens_are_coloured_by_the_log_ratio_and_hover_tells_the_numbers(browse
     detail = browser.value("document.getElementById('detail').textContent")
     assert "log teacher − log student -3.00" in detail and "divergence 0.6" in detail
     assert "36.8 %" in detail and "1.83 %" in detail and '"sum" 90.5 %' in detail and '"the" 60.7 %' in detail     # exp(-1), exp(-4)
+    browser.value("document.querySelector('#detail button').click()")
+    assert browser.value("document.getElementById('detail').hidden")
+    newline = "(s => [s.textContent, s.getClientRects()[0].width > 5])(document.querySelectorAll('.tokens span')[5])"
+    assert browser.value(newline) == ["↵\n", True]                        # or there would be nothing to colour or to tap
     browser.value(PRESS.format("positive"))
     assert browser.value(look)[1] == ["more", "0.45"]
     assert "reads #2" in browser.value("document.querySelector('.card').textContent")
