@@ -427,7 +427,7 @@ def main(arguments=None):
             options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     except BrokenPipeError:                                      # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (*parallel.REFUSALS, MemoryError) as error:
+    except parallel.REFUSALS as error:
         print(f"analyze.py: error: {error}", file=sys.stderr)
         sys.exit(2)
 

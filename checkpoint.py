@@ -2,7 +2,7 @@
 
     OUT/lock                       locked by the process that writes here
     OUT/step-NNNNNN/model/         an ordinary save_pretrained folder, float32
-    OUT/step-NNNNNN/state/         AdamW, a copied teacher, step, settings, checksums of data and external teacher
+    OUT/step-NNNNNN/state/         AdamW, a copied teacher, step, settings, checksums of what the run reads
     OUT/step-NNNNNN/manifest.json  path, size and sha256 of every file: it alone decides whether the rest is whole
 
 What else the future depends on is a function of seed and step: the order of the data and the sampler's random numbers.
@@ -84,7 +84,7 @@ class Stop:
     """`with Stop() as stop`: SIGTERM or the first Ctrl-C only sets `stop.signal`, its number, so that no update and no
     file is left half done; inside `with stop.abandonable():` it raises Abandoned, with several processes only when all
     enter there. Of a single process a second Ctrl-C is the end by the system's default, at once, even in the middle of
-    a matrix product; further SIGTERMs change nothing."""
+    a matrix product; so of several, to which torchrun then sends SIGTERM. Further signals change nothing."""
 
     def __init__(self):
         self.signal, self.may_raise = None, False
@@ -101,6 +101,9 @@ class Stop:
 
     def ask(self, number, frame):
         if self.signal:
+            if (self.signal, number) == (signal.SIGINT, signal.SIGTERM) and parallel.world() > 1:
+                signal.signal(number, signal.SIG_DFL)            # torchrun's answer to a second Ctrl-C
+                os.kill(os.getpid(), number)
             return
         self.signal = number
         if signal.SIGINT in self.before and parallel.world() == 1:     # torchrun passes on what the terminal has sent
@@ -140,9 +143,10 @@ def run_to_its_end(run, loop, command, stopped=lambda run: None) -> int:
                 if run.done > run.saved:
                     save(run)
         except (OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
-            if parallel.is_main() or not isinstance(error, FloatingPointError):         # that one all processes meet
-                print(f"train.py: error: {error} (after {run.done} steps, {run.saved} of them saved in {run.out}; "
-                      f"to go on: {command})", file=sys.stderr)
+            again = f"; to go on: {command}" * (not isinstance(error, FloatingPointError))      # which would come again
+            saved = f"after {run.done} steps, {run.saved} of them saved in {run.out}"
+            if parallel.is_main() or not getattr(error, "everywhere", False):
+                print(f"train.py: error: {error} ({saved}{again})", file=sys.stderr)
             return 1
     if stop.heard():
         stopped(run)
@@ -151,25 +155,32 @@ def run_to_its_end(run, loop, command, stopped=lambda run: None) -> int:
     return 0
 
 
-def within_memory(work, size, *, alone, name):
+SHORTAGE = ("can't allocate memory", "could not create a primitive", "ALLOC_FAILED")     # CPU, oneDNN, cuBLAS and cuDNN
+
+
+def within_memory(work, size, *, fits, alone, name):
     """(work(size), number of retries): after an out-of-memory error the work is done again with half the size.
 
-    Raises MemoryError when that happens where alone(size) says that one rollout at a time is worked on already.
+    fits: {name: size}, where a size that was found so is kept for the next time. Raises MemoryError when memory lacks
+    where alone(size) says that one rollout at a time is worked on already.
     """
-    retries = 0
+    retries, size = 0, min(size, fits.get(name, size))
     while True:
         try:
             return work(size), retries
-        except RuntimeError as error:                            # the CPU's allocator has no exception of its own
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:             # libraries have no common exception
+            known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            if not known and not any(text in str(error) for text in SHORTAGE):
                 raise
             if parallel.world() > 1 or alone(size):              # the others are in the middle of it: all stop
                 how = "with one rollout at a time" if parallel.world() == 1 else "(several processes do not try again)"
-                raise MemoryError(f"out of memory in {name} {how}: {str(error).splitlines()[0]}")
+                told = (str(error) or "no more memory").splitlines()[0]
+                raise MemoryError(f"out of memory in {name} {how}: {told}") from None
         retries, size = retries + 1, size // 2                   # out here: the error held the tensors of its frames
+        fits[name] = size
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        tqdm.write(f"out of memory in {name}: once more with at most {size} {name.partition(' ')[2]} at once")
+        tqdm.write(f"out of memory in {name}: from now on at most {size} {name.partition(' ')[2]} at once")
 
 
 # --- checkpoints ---
@@ -216,10 +227,10 @@ def save(run):
         shutil.rmtree(staging, ignore_errors=True)
         if parallel.left_alone(error):
             raise
-        told = error                                             # torch's own error hides the system's "disk full"
-        while told.__context__ and not isinstance(told, OSError):
-            told = told.__context__
-        raise OSError(f"cannot save {final}: {(str(told).strip() or repr(told)).splitlines()[0]}") from error
+        told = parallel.of_the_system(error)
+        fault = OSError(f"cannot save {final}: {(str(told).strip() or repr(told)).splitlines()[0]}")
+        fault.everywhere = getattr(error, "everywhere", False)
+        raise fault from error
     if main:
         if final.exists():
             tqdm.write(f"{final} was damaged and is written anew")
@@ -275,11 +286,16 @@ def checksum_of_rows(problems) -> str | None:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest() if rows else None
 
 
-def checksum_of_model(model) -> str:
-    """One checksum of a model's weights, of up to 4,096 numbers of each, evenly spread: other weights, not one flipped
-    bit, are what a resume must notice."""
-    sha = hashlib.sha256()
-    for name, weight in model.state_dict().items():
+def checksum_of_model(model, tokenizer, *, weights=True) -> str:
+    """One checksum of what a model computes and how it is spoken to: configuration, ids that end a text, vocabulary,
+    chat template and, with `weights`, up to 4,096 numbers of each, evenly spread (other weights, not one flipped bit,
+    are what a resume must notice)."""
+    passing = ("transformers_version", "dtype", "torch_dtype")
+    config = {name: value for name, value in model.config.to_dict().items() if name not in passing and name[0] != "_"}
+    told = [config, model.generation_config.eos_token_id if model.generation_config else None, tokenizer.get_vocab(),
+            tokenizer.all_special_ids, tokenizer.chat_template]
+    sha = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    for name, weight in model.state_dict().items() if weights else ():
         some = weight.flatten()[::weight.numel() // 4096 + 1]
         sha.update(f"{name} {tuple(weight.shape)}".encode() + some.float().cpu().numpy().tobytes())
     return sha.hexdigest()
@@ -303,8 +319,8 @@ def newest_whole(out) -> Path | None:
 def load(run, may_change):
     """Put `run` where its newest whole checkpoint was; `run.done` stays 0 where nothing was saved yet.
 
-    Raises ValueError where settings other than `may_change`, or what the data files and an external teacher hold, are
-    not those of the checkpoint.
+    Raises ValueError where settings other than `may_change`, or what the data files, the folder of --model (but for its
+    weights) and that of an external teacher hold, are not those of the checkpoint.
     """
     newest, facts = parallel.by_main(lambda: newest_of(run, may_change))
     if newest is None:
@@ -352,9 +368,13 @@ def sync(path):
 def replace(path, blocks):
     """Put bytes in the place of a file's content; whoever reads it sees the old or the new, never a part."""
     staging = path.with_name(path.name + ".tmp")
-    with open(staging, "wb") as file:
-        file.writelines(blocks)
-    sync(staging)
+    try:
+        with open(staging, "wb") as file:
+            file.writelines(blocks)
+        sync(staging)
+    except OSError as error:
+        staging.unlink(missing_ok=True)                          # it would keep a full disk full
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
     staging.replace(path)
     sync(path.parent)
 

@@ -17,8 +17,10 @@ process.
 
 import atexit
 import contextlib
+import ctypes
 import datetime
 import os
+import signal
 import sys
 import time
 import types
@@ -33,7 +35,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 PATIENCE = datetime.timedelta(hours=2)      # the longest wait for another's rollouts; torchrun notices the dead
-REFUSALS = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError)
+REFUSALS = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError, MemoryError)
 
 
 # --- processes ---
@@ -56,6 +58,8 @@ def join():
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)     # objects travel over gloo
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)          # Linux: torchrun itself may be killed; then save and stop
     # gloo's threads free the last meeting's tensors when the interpreter's lock lets them; after its end they abort.
     atexit.register(time.sleep, 0.2)
     if not is_main():
@@ -252,7 +256,7 @@ def load_weights(model, weights):
 def write_state(folder, student, optimizer, teacher):
     """Write AdamW's moments and the teacher (a model or None) to `folder`, each process its shards."""
     tensors = _tensors(student, optimizer, teacher)
-    _plainly(lambda: dcp.save(tensors, checkpoint_id=folder, no_dist=world() == 1))
+    _plainly(lambda: dcp.save(tensors, storage_writer=_Writer(folder), no_dist=world() == 1))
 
 
 def read_state(folder, student, optimizer, teacher):
@@ -279,9 +283,27 @@ def _tensors(student, optimizer, teacher):
     return tensors
 
 
+class _Writer(dcp.FileSystemWriter):
+    """Raises the system's own error: on the way to the other processes torch's would lose what lies behind it."""
+
+    def write_data(self, *args):
+        try:
+            return super().write_data(*args)
+        except Exception as error:
+            raise of_the_system(error)
+
+
+def of_the_system(error):
+    """The OSError behind an error ("disk full"), else the error itself."""
+    behind = error
+    while behind.__context__ and not isinstance(behind, OSError):
+        behind = behind.__context__
+    return behind if isinstance(behind, OSError) else error
+
+
 def _plainly(work):
-    """work(), raising the error of a process itself: torch wraps it into one that is no Exception. Without torch's
-    warning that a single process is alone."""
+    """work(), raising the error of a process itself, everywhere: torch wraps it into one that is no Exception. Without
+    torch's warning that a single process is alone."""
     failures = {}
     try:
         with warnings.catch_warnings():
@@ -290,4 +312,5 @@ def _plainly(work):
     except CheckpointException as error:
         failures = error.failures
     for failure, _ in failures.values():            # out here, where it keeps its own context
+        failure.everywhere = True
         raise failure

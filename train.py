@@ -154,7 +154,7 @@ TINY = dict(steps=60, max_new_tokens=32, lr=1e-3, grad_clip=0.05, teacher="froze
 REAL = dict(steps=200, max_new_tokens=1024, lr=1e-5, grad_clip=1.0, teacher="ema", ema_rate=0.05, peer_tokens=1024,
             micro_tokens=8192, eval_every=20, eval_problems=256, eval_temperature=0.6, eval_top_p=0.95)
 MAY_CHANGE = ("steps", "eval_every", "eval_problems", "eval_rollouts", "eval_temperature", "eval_top_p", "eval_data",
-              "save_every", "keep", "out", "resume", "device", "micro_tokens")          # when a run is resumed
+              "save_every", "keep", "out", "resume", "device", "micro_tokens", "gradient_checkpointing")     # on resume
 
 
 def flag(name):
@@ -258,7 +258,7 @@ def load_model(name):
 @dataclass
 class Run:
     """What a run consists of, made by `prepare`. inputs: checksums of what it reads; done: the steps taken so far;
-    saved: the number of these that the last checkpoint holds."""
+    saved: the number of these that the last checkpoint holds; fits: see checkpoint.within_memory."""
     settings: Settings
     out: Path
     student: torch.nn.Module
@@ -271,6 +271,7 @@ class Run:
     autocast: object
     done: int = 0
     saved: int = 0
+    fits: dict = field(default_factory=dict)
 
 
 def load(settings):
@@ -289,7 +290,8 @@ def load(settings):
                 print("warning: --data and --eval-data are the same file: the evaluation is not held out")
         student, tokenizer = load_model(s.model)
         generate(student, [[0, 1], [0]], 2, max_new_tokens=2, stop_ids=[])     # refuses what it cannot sample from
-    inputs = {"data": checkpoint.checksum_of_rows(train), "eval_data": checkpoint.checksum_of_rows(held_out)}
+    inputs = {"data": checkpoint.checksum_of_rows(train), "eval_data": checkpoint.checksum_of_rows(held_out),
+              "model": checkpoint.checksum_of_model(student, tokenizer, weights=False)}
     train = fitting(train, student, tokenizer, s, s.data or "the tiny world")
     if s.eval_data or held_out:
         held_out = fitting(held_out, student, tokenizer, s, s.eval_data or "the tiny world")
@@ -298,7 +300,7 @@ def load(settings):
         raise ValueError(f"{len(train)} usable training rows are fewer than --problems {s.problems}")
     if s.teaches and s.teacher not in COPIES:
         external = load_model(s.teacher)
-        inputs["teacher"] = checkpoint.checksum_of_model(external[0])
+        inputs["teacher"] = checkpoint.checksum_of_model(*external)
         external[0].to(getattr(torch, s.dtype))                  # it needs no master weights
     if s.gradient_checkpointing:                                 # transformers recomputes in train mode only
         dropout = [name for name, value in student.config.to_dict().items()
@@ -347,7 +349,7 @@ def sample(run, problems, *, k, **options):
     work = lambda rows: mopd.sample(run.student, run.tokenizer, problems, k=k, task=run.settings.task, max_rows=rows,
                                     max_new_tokens=run.settings.max_new_tokens, autocast=run.autocast, **options)
     return checkpoint.within_memory(work, min(len(problems) * k, rows_in_memory(run.student, config, longest)),
-                                    alone=lambda rows: rows == 1, name="generating rollouts")
+                                    fits=run.fits, alone=lambda rows: rows == 1, name="generating rollouts")
 
 
 def evaluate(run) -> dict:
@@ -395,7 +397,8 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
 
         every = [dataclasses.replace(a, weight=1.0) for a in attempts]                # the token view reads all of them
         alone = lambda size: all(len(batch) == 1 for batch in mopd.microbatches(every, size))
-        (metrics, view), more = checkpoint.within_memory(score, s.micro_tokens, alone=alone, name="scoring tokens")
+        (metrics, view), more = checkpoint.within_memory(score, s.micro_tokens, fits=run.fits, alone=alone,
+                                                      name="scoring tokens")
     lr, grad_norm = s.lr * min(1.0, step / max(1, s.warmup_steps)), None
     if metrics["scored_tokens"]:                        # else nothing to learn: momentum and EMA would move on alone
         grad_norm = parallel.number(torch.nn.utils.clip_grad_norm_(run.student.parameters(), s.grad_clip))
@@ -405,8 +408,12 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
                 failed.unlink(missing_ok=True)               # of an earlier try
             for record in report.sample_records(step, attempts):
                 append(failed, record)
-            raise FloatingPointError(f"the loss is {metrics['loss']:.4g} and the gradient's norm {grad_norm:.4g}: no "
-                                     f"update was made; the rollouts are in {failed}")
+            fault = FloatingPointError(
+                f"the loss is {metrics['loss']:.4g} and the gradient's norm {grad_norm:.4g}: no update was made; the "
+                f"rollouts are in {failed}; a resume would come here again, a new run from a checkpoint's model/ with "
+                "another --lr need not")
+            fault.everywhere = True
+            raise fault
         for group in run.optimizer.param_groups:
             group["lr"] = lr
         run.optimizer.step()

@@ -1,6 +1,7 @@
 """Shared fixtures. Real task data is optional: point MOPD_DATA at a folder with math/, science/, tool/ and code/."""
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")       # small tensors: a second thread costs more than it brings, most of all under load
+logging.disable(logging.DEBUG)                      # torch's checkpoints write a line for every tensor: a failed test would be unreadable
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 

@@ -328,18 +328,28 @@ def test_data_that_changed_since_the_checkpoint_is_refused(folder, tmp_path, cap
     assert changed in line and "its content is not what" in line and len(steps_of(tmp_path / "out")) == 3
 
 
-def test_another_teacher_in_the_same_folder_is_refused(folder, tmp_path, capsys):
-    data = shutil.copytree(folder, tmp_path / "data")
-    more = ("--method", "opd", "--teacher", str(data / "model"))
-    base = ["--model", str(folder / "model")]
-    train.main([*flags(folder, tmp_path / "out", *more, "--steps", "1"), *base])
-    train.main([*flags(folder, tmp_path / "out", *more, "--steps", "2", "--resume"), *base])
-    teacher = AutoModelForCausalLM.from_pretrained(data / "model")
-    with torch.no_grad():
-        teacher.model.norm.weight[0] += 1e-3
-    teacher.save_pretrained(data / "model")
-    line = refused(capsys, [*flags(folder, tmp_path / "out", *more, "--resume"), *base])
-    assert "--teacher" in line and "its content is not what" in line and len(steps_of(tmp_path / "out")) == 5
+@pytest.mark.parametrize("file, old, new", [("chat_template.jinja", "m['content']", "m['content'].upper()"),
+                                            ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-02'),
+                                            ("model.safetensors", None, None)])
+@pytest.mark.parametrize("whose", ["--model", "--teacher"])
+def test_another_model_in_the_same_folder_is_refused(folder, tmp_path, capsys, whose, file, old, new):
+    """A Hub model whose main branch moved on. The student's own weights are the checkpoint's, whatever --model holds now."""
+    other = shutil.copytree(folder / "model", tmp_path / "other")
+    arguments = [*flags(folder, tmp_path / "out", "--method", "opd", "--teacher", str(folder / "model"), "--resume"), whose, str(other)]
+    train.main([*arguments, "--steps", "1"])
+    train.main([*arguments, "--steps", "2"])
+    if old:
+        assert old in (other / file).read_text()
+        (other / file).write_text((other / file).read_text().replace(old, new))
+    else:
+        model = AutoModelForCausalLM.from_pretrained(other)
+        with torch.no_grad():
+            model.model.norm.weight[0] += 1e-3
+        model.save_pretrained(other)
+    if (whose, file) == ("--model", "model.safetensors"):
+        return train.main([*arguments, "--steps", "3"])
+    line = refused(capsys, [*arguments, "--steps", "3"])
+    assert f"{whose} {other}: its content is not what" in line and len(steps_of(tmp_path / "out")) == 5
 
 
 def test_another_evaluation_file_and_other_sizes_are_no_other_mathematics(folder, tmp_path, capsys):
@@ -439,14 +449,37 @@ def test_a_run_folder_that_is_gone_ends_the_run_in_one_line(folder, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_run_folder_ends_the_run_in_one_line(folder, tmp_path, capsys, trained):
+OBEDIENT = """
+import ctypes                                   # root without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH obeys the modes of files
+head, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+ctypes.CDLL(None).capget(head, sets)
+sets[0] &= ~6
+ctypes.CDLL(None).capset(head, sets)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="root writes everywhere, but for Linux's capabilities")
+@pytest.mark.parametrize("at", ["start", "saving"])
+def test_a_read_only_run_folder_ends_the_run_in_one_line(folder, tmp_path, trained, server, at):
     out = shutil.copytree(trained, tmp_path / "out")
-    out.chmod(0o555)
-    try:
-        assert str(out) in refused(capsys, flags(folder, out, "--steps", "5", "--resume"))
-    finally:
-        out.chmod(0o755)
+    turn = f"os.chmod({str(out)!r}, 0o555)"
+    late = f"save = checkpoint.save\ndef late(run):\n    {turn}\n    save(run)\ncheckpoint.save = late"
+    code = OBEDIENT + (turn if at == "start" else late) + "\ntrain.main()"
+    status = server.run(flags(folder, out, "--steps", "5", "--resume"), code=code)
+    out.chmod(0o755)
+    last = server.log.read_text().splitlines()[-1]
+    assert "Traceback" not in server.log.read_text() and "Permission denied" in last and str(out) in last
+    assert status == (2 if at == "start" else 1) and [checkpoint.damage(path) for path in checkpoint.saved(out)] == ["", ""]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_leaves_no_half_written_file_and_names_the_one_it_was_for(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n')
+    (tmp_path / "metrics.jsonl.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="cannot write .*metrics.jsonl: No space left on device"):
+        checkpoint.rewind(path, 1)
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"] and path.read_text() == '{"step": 1}\n'
 
 
 def test_an_out_that_cannot_be_a_folder_is_refused_in_one_line(folder, tmp_path, capsys):
@@ -472,7 +505,7 @@ def test_a_loss_or_gradient_that_is_not_finite_is_never_trained_on(folder, tmp_p
 
     monkeypatch.setattr(mopd, "backward", poisoned)
     error = assert_fault(capsys, flags(folder, tmp_path / "out", "--save-every", "1"), "no update was made")
-    assert "failed-step-2.jsonl" in error
+    assert "failed-step-2.jsonl" in error and "to go on" not in error and "a resume would come here again" in error
     dumped = [json.loads(line) for line in (tmp_path / "out" / "failed-step-2.jsonl").read_text().splitlines()]
     assert len(dumped) == 3 and all(len(line["attempts"]) == 4 for line in dumped)
     assert [path.name for path in checkpoint.saved(tmp_path / "out")] == ["step-000001"]
@@ -530,7 +563,8 @@ def test_out_of_memory_halves_the_work_and_gives_the_same_gradient(folder, tmp_p
     monkeypatch.setattr(rollout.Sampler, "run", hungry_run)
     train.main(replaced(arguments, "--out", tmp_path / "hungry"))
     plain, retried = ([line for line in steps_of(tmp_path / name) if "loss" in line][0] for name in ("out", "hungry"))
-    assert plain["oom_retries"] == 0 < retried["oom_retries"]
+    counts = [sum(line["oom_retries"] for line in steps_of(tmp_path / name)) for name in ("out", "hungry")]
+    assert counts[0] == 0 < counts[1]                                       # in generating: in the evaluation before the step
     assert retried["loss"] == pytest.approx(plain["loss"], rel=1e-5) and retried["success"] == plain["success"]
     for a, b in zip(*gradients):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
@@ -559,7 +593,25 @@ def test_other_errors_are_not_taken_for_want_of_memory():
     def fails(size):
         raise RuntimeError("shapes differ")
     with pytest.raises(RuntimeError, match="shapes differ"):
-        checkpoint.within_memory(fails, 8, alone=lambda size: False, name="scoring tokens")
+        checkpoint.within_memory(fails, 8, fits={}, alone=lambda size: False, name="scoring tokens")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("could not create a primitive"),
+                                   MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."),
+                                   RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")])
+def test_a_size_for_which_memory_did_not_suffice_is_not_tried_again(error):
+    tried, fits = [], {}
+
+    def work(size):
+        tried.append(size)
+        if size > 20:
+            raise error
+        return size
+
+    run = lambda: checkpoint.within_memory(work, 100, fits=fits, alone=lambda size: size == 1, name="scoring tokens")
+    assert run() == (12, 3) and run() == (12, 0) and tried == [100, 50, 25, 12, 12]
+    with pytest.raises(MemoryError, match="out of memory in scoring tokens with one rollout at a time: ."):
+        checkpoint.within_memory(lambda size: work(99), 1, fits={}, alone=lambda size: size == 1, name="scoring tokens")
 
 
 # --- the verifier ---

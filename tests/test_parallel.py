@@ -5,6 +5,7 @@ takes the time."""
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -262,9 +263,9 @@ def test_steps_in_which_nothing_can_be_learned_change_nothing_in_two_processes_e
 
 
 FAULTS = r"""
-import os, sys
+import os, resource, sys
 import torch
-import mopd, train
+import checkpoint, mopd, train
 rank, fault, arguments = os.environ["RANK"], sys.argv[1], sys.argv[2:]
 if fault == "not finite" and rank == "1":
     norm = torch.nn.utils.clip_grad_norm_
@@ -281,10 +282,12 @@ if fault == "log" and rank == "0":
     def full(path, record):
         raise OSError(f"cannot write {path}: No space left on device")
     train.append = full
-if fault == "disk" and rank == "1":
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-    torch.distributed.checkpoint.FileSystemWriter.write_data = full
+if fault == "disk":
+    save = checkpoint.save
+    def full(run):                                                      # a limit on the size of files fails as a full disk does
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        save(run)
+    checkpoint.save = full
 train.main(arguments)
 """
 
@@ -292,15 +295,52 @@ train.main(arguments)
 @pytest.mark.slow
 @pytest.mark.parametrize("fault, says", [("not finite", "the gradient's norm inf: no update was made"),
                                          ("memory", "out of memory in scoring tokens (several processes do not try again)"),
-                                         ("log", "metrics.jsonl: No space left on device"), ("disk", "No space left on device")])
+                                         ("log", "metrics.jsonl: No space left on device"),
+                                         ("disk", "step-000001: [Errno 27] File too large")])
 def test_a_fault_of_one_process_ends_all_with_a_line_each_and_no_traceback(untied, tmp_path, fault, says):
     (tmp_path / "job.py").write_text(FAULTS)
     done = torchrun(2, tmp_path / "job.py", fault, *flags(untied, tmp_path / "out", "--eval-every", "100", "--save-every", "1"))
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("train.py:")]
-    assert any(says in line for line in told) and len(told) <= 2, done.stderr
+    assert says in told[0] + told[-1] and len(told) == (1 if fault in ("not finite", "disk") else 2), done.stderr
     assert all(says in line or "another process is gone" in line for line in told), told
     assert done.stderr.count("Traceback") <= 1 and "ChildFailedError" in done.stderr          # torchrun's own, at the end
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["two Ctrl-C", "torchrun killed"])
+def test_a_second_ctrl_c_ends_all_at_once_and_so_does_a_dead_torchrun(untied, tmp_path, how):
+    """A terminal sends Ctrl-C to all processes, torchrun passes it on, and answers the second with SIGTERM."""
+    (tmp_path / "job.py").write_text("import pathlib, sys, time, train\nstep = train.train_step\n"
+                                     "def slow(run, n, *rest):\n"
+                                     "    found = step(run, n, *rest)\n"
+                                     f"    pathlib.Path({str(tmp_path)!r}, 'pid' + str(train.parallel.dist.get_rank()))"
+                                     ".write_text(str(train.checkpoint.os.getpid()))\n"
+                                     f"    time.sleep({100 if how == 'two Ctrl-C' else 0.5})\n    return found\n"
+                                     "train.train_step = slow\ntrain.main(sys.argv[1:])\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "job.py",
+               *flags(untied, tmp_path / "out", "--steps", "1000", "--eval-every", "1000")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with open(tmp_path / "log", "w") as log:
+        job = subprocess.Popen(list(map(str, command)), env=environment, stdout=log, stderr=log, start_new_session=True)
+    pids = [tmp_path / f"pid{rank}" for rank in (0, 1)]
+    while not all(path.exists() and path.read_text() for path in pids):
+        assert job.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    start, alive = time.time(), lambda: [path for path in pids if os.path.exists(f"/proc/{path.read_text()}/stat")
+                                         and open(f"/proc/{path.read_text()}/stat").read().split()[2] != "Z"]
+    if how == "two Ctrl-C":
+        for _ in range(2):
+            os.killpg(job.pid, signal.SIGINT)
+            time.sleep(2)
+    else:
+        job.kill()
+    while alive() and time.time() - start < 60:
+        time.sleep(0.1)
+    job.wait()
+    assert not alive() and time.time() - start < 20                      # torchrun's own patience is 30 s
+    if how == "torchrun killed":
+        assert list((tmp_path / "out").glob("step-*/manifest.json")) and "stopped after" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.slow
