@@ -100,12 +100,13 @@ def grouped(items, *, of=lambda a: a.group) -> list[list]:
 
 
 def example_of(attempts):
-    """(a success, a failure) of one group, None where there is no mixed group."""
+    """(a success, a failure) of one group, where the teacher of the failure reads as many kinds of peers as any here;
+    None where there is no mixed group."""
+    pairs = []
     for mates in grouped(attempts):
-        success, failure = (next((a for a in mates if a.success is wanted), None) for wanted in (True, False))
-        if success and failure:
-            return success, failure
-    return None
+        success, failures = next((a for a in mates if a.success), None), [a for a in mates if not a.success]
+        pairs += [(success, failure) for failure in failures if success]
+    return max(pairs, key=lambda pair: bool(pair[1].peers.successes) + bool(pair[1].peers.failures), default=None)
 
 
 def summarise(run, example):

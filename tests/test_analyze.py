@@ -493,6 +493,14 @@ def test_ticks_are_round_and_curves_keep_means_of_neighbours():
     assert report.chart("nothing", [("a", 0, 0, [])]) == ""
 
 
+def test_the_example_at_the_end_is_a_failure_whose_teacher_reads_successes_and_a_failure():
+    attempts = groups_of(0, 2, 1, size=3)
+    assert report.example_of(attempts[:3]) is None
+    attempts[7].peers, attempts[5].peers = peer_context.Peers((6,), (8,)), peer_context.Peers((3, 4), ())
+    success, failure = report.example_of(attempts)
+    assert failure is attempts[7] and success is attempts[6]
+
+
 # --- the terminal ---
 
 def test_the_terminal_view_is_plain_without_a_terminal_and_never_passes_on_escape_codes(run, tmp_path, capsys):
