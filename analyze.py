@@ -329,7 +329,7 @@ def preflight(run, attempts) -> dict:
     readings = [reading for reading in read if reading]
     tokens = lambda name: numpy.concatenate([getattr(r, name) for r in readings])
     own, signal = teacher[report.own_context(s)], {}
-    context = report.own_context(replace(s, feedback=False))
+    context = report.own_context(s).removesuffix(report.AND_FEEDBACK)
     context = NEAREST.get(context, context)
     if context != "none":                                        # opd's teacher reads no peers
         with contextlib.suppress(ValueError):                    # too few prompts: print_preflight says so
@@ -371,6 +371,15 @@ def print_preflight(r):
 
 # --- command line ---
 
+COLUMNS = {"signal": """
+ Contexts: none, numbers of successes (s) and failures (f) held out of the same group, the three controls of --peers.
+ AUC: how often a success scores higher than a failure of the same prompt, ties a half; like length: of pairs whose
+ lengths differ by a tenth at most; leave-one-out: the AUC that peers drawn as in training would show, where a success
+ reads one success fewer; pairs: strict wins over all pairs; Spearman, Kendall: with the verdict; top-1: how often the
+ best-scored rollout is right; strongest tenth: share of the divergence on the tenth of the tokens where it is
+ strongest; position: where it lies, 0 the first token, 1 the last. In brackets 95 % intervals over prompts."""}
+
+
 def parse(arguments):
     """(our options, the flags left for train.py)"""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
@@ -380,12 +389,12 @@ def parse(arguments):
     group = commands.add_parser("show", help="one group of coloured tokens in the terminal", allow_abbrev=False)
     group.add_argument("folder", metavar="OUT")
     group.add_argument("--step", type=int, help="a step that was evaluated (default: the last)")
-    group.add_argument("--context", default="contrastive", help="what the teacher reads (default contrastive)")
+    group.add_argument("--context", help="what the teacher reads (default: what the run's own teacher does)")
     for name, help in (("signal", "do the teacher's scores agree with the verdicts?"),
                        ("preflight", "will training help this model on these problems?")):
         note = "; here 64 --problems and 32 --rollouts by default." if name == "signal" else "."
-        one = commands.add_parser(name, help=help, allow_abbrev=False,
-                                  epilog="Takes every flag of train.py but --out and --resume" + note)
+        note = "Takes every flag of train.py but --out and --resume" + note + COLUMNS.get(name, "")
+        one = commands.add_parser(name, help=help, allow_abbrev=False, epilog=note)
         one.add_argument("--out", type=Path, help="write the numbers to this JSON file")
         if name == "signal":
             one.add_argument("--resamples", type=int, default=2000, help="bootstrap draws (default 2000)")
@@ -407,7 +416,8 @@ def main(arguments=None):
         if options.command == "show":
             return report.show(options.folder, step=options.step, context=options.context)
         # Signal holds peers out of the groups it scores, so it needs larger groups than training; later flags win.
-        settings = train.parse(["--problems", "64", "--rollouts", "32", *rest] if options.command == "signal" else rest)
+        settings = train.parse(["--problems", "64", "--rollouts", "32", *rest] if options.command == "signal" else rest,
+                               "analyze.py")
         if options.command == "signal" and options.resamples < 1:
             raise ValueError(f"--resamples {options.resamples}: must be positive")
         if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):

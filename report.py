@@ -233,7 +233,8 @@ def monitor(past=()):
                                                for first, last in (kept[name], kept["success"]))
             if collapsed(now, start, success >= before + 0.1):
                 said.add(cause)
-                lines.append(f"warning: step {metrics['step']}: {name} {now:.3g}, at the start {start:.3g}: {cause}")
+                called = "pass@k" if name == "group_pass" else name
+                lines.append(f"warning: step {metrics['step']}: {called} {now:.3g}, at the start {start:.3g}: {cause}")
         return lines
 
     for record in past:
@@ -308,11 +309,14 @@ def likeliest(hidden, matrix, temperature, top) -> list[list[tuple[int, float]]]
     return found
 
 
+AND_FEEDBACK = " + feedback"
+
+
 def own_context(settings) -> str:
     """The name of the context that the run's own teacher reads."""
-    if settings.method == "opd":
+    if settings.method == "opd" or not settings.teaches:
         return "none"
-    return (settings.peers or settings.method) + " + feedback" * settings.feedback
+    return (settings.peers or settings.method) + AND_FEEDBACK * settings.feedback
 
 
 def with_contexts(run, attempts, seed) -> dict[str, list]:
@@ -361,7 +365,8 @@ def token_view(run, step, attempts, *, seed, budget, seconds) -> list[dict]:
                                                            first=0 if name in CONTEXTS else first)
                                       for name, copies in versions.items()}})
         records.append({"step": step, "problem": mates[0].problem.key, "prompt": mates[0].problem.prompt,
-                        "teacher": run.teacher.kind if s.teaches else "none; a copy of the student", "attempts": rows})
+                        "teacher": run.teacher.kind if s.teaches else "none; a copy of the student reads",
+                        "own": own_context(s), "attempts": rows})
     seconds["view"] = time.perf_counter() - start
     return records
 
@@ -403,8 +408,9 @@ def pieces(tokenizer, ids) -> list[str]:
 BLUES, ORANGES = (189, 153, 117, 75, 33), (230, 223, 216, 214, 208)            # 256-colour backgrounds, weak to strong
 
 
-def show(folder, *, step=None, context="contrastive", colour=None):
-    """Print the first recorded group of a step (default the last); without colour, tokens carry strong log-ratios."""
+def show(folder, *, step=None, context=None, colour=None):
+    """Print the first recorded group of a step (default the last) after a context (default what the run's own teacher
+    reads); without colour, tokens carry strong log-ratios."""
     if not Path(folder).is_dir():
         raise ValueError(f"no such run folder: {folder}")
     records = read_views(folder)
@@ -413,7 +419,7 @@ def show(folder, *, step=None, context="contrastive", colour=None):
         raise ValueError(f"{folder} has no tokens of {'any step' if step is None else f'step {step}'}"
                          + (f": choose from {', '.join(map(str, steps))}" if steps else ""))
     record = next(r for r in records if r["step"] == (steps[-1] if step is None else step))
-    known = record["attempts"][0]["contexts"]
+    known, context = record["attempts"][0]["contexts"], context or record.get("own", "contrastive")
     if context not in known:
         raise ValueError(f"--context {context}: this run has {', '.join(known)}")
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") if colour is None else colour
@@ -422,7 +428,8 @@ def show(folder, *, step=None, context="contrastive", colour=None):
           f"{clean(record['prompt'])}")
     for a in record["attempts"]:
         c = a["contexts"][context]
-        print(f"\n#{a['number']} {'right' if a['right'] else 'wrong'}, {peers_of(c)}")
+        verdict = "right" if a["right"] else "wrong" if a.get("stopped", True) else "truncated"
+        print(f"\n#{a['number']} {verdict}, {peers_of(c)}")
         for text, teacher, student in zip(a["tokens"], c["teacher"], a["student"]):
             ratio = (teacher or 0) - (student or 0)
             level = min(4, int(abs(ratio) * 2))

@@ -300,6 +300,8 @@ def build(task, *, instruction, verify, seed=0, folder="runs", device="cpu", pro
         model = LlamaForCausalLM(config)
     staging = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
     staging.mkdir(parents=True)                 # where nothing can be written the warm-up need not begin
+    if progress:
+        print(f"warming up the tiny student, a minute or two; it is kept in {cache} for the next run", flush=True)
     try:
         warm_up(model, tokenizer, task, instruction, verify, seed=seed, device=device, progress=progress)
         model.save_pretrained(staging)

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import math
 import random
 import re
@@ -93,13 +94,9 @@ class Settings:
             choices, value = f.metadata["choices"], getattr(self, f.name)
             if choices and value is not None and value not in choices:
                 raise ValueError(f"{flag(f.name)} {value}: choose from {', '.join(choices)}")
-            if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
-                raise ValueError(f"{flag(f.name)} {value}: must be finite and not negative")
-        for name in ("problems", "rollouts", "eval_rollouts", "steps", "max_new_tokens", "eval_every", "eval_problems",
-                     "save_every", "keep", "micro_tokens", "peer_tokens", "top_k", "grad_clip", "temperature",
-                     "eval_top_p", "is_clip"):
-            if getattr(self, name) == 0:
-                raise ValueError(f"{flag(name)} 0: must be positive")
+            if isinstance(value, (int, float)) and not 0 <= value < float("inf") or value == 0 and f.name in POSITIVE:
+                wanted = "positive and finite" if f.name in POSITIVE else "finite and not negative"
+                raise ValueError(f"{flag(f.name)} {value}: must be {wanted}")
         for name in ("ema_rate", "eval_top_p"):
             if (getattr(self, name) or 0) > 1:
                 raise ValueError(f"{flag(name)} {getattr(self, name)}: must be at most 1")
@@ -145,6 +142,8 @@ class Settings:
         return self.method not in mopd.NO_TEACHER
 
 
+POSITIVE = ("problems", "rollouts", "eval_rollouts", "steps", "max_new_tokens", "eval_every", "eval_problems", "keep",
+            "save_every", "micro_tokens", "peer_tokens", "top_k", "grad_clip", "temperature", "eval_top_p", "is_clip")
 COPIES = ("ema", "frozen", "current")                            # teachers that are the student itself or a copy of it
 # Defaults that depend on the model: right for the tiny world, the paper's for real ones. The tiny teacher is frozen:
 # training on bare prompts makes so small a student forget how to read peers, and an EMA teacher forgets with it. Its
@@ -161,10 +160,10 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-def parse(arguments) -> Settings:
+def parse(arguments, program="train.py") -> Settings:
     """Settings from the command line; what is wrong with it ends the program with one line and status 2."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"train.py: error: {message} (--help lists the flags)\n")
+    parser.error = lambda message: parser.exit(2, f"{program}: error: {message} (--help lists the flags)\n")
     for f in dataclasses.fields(Settings):
         kind = {"action": "store_true"} if f.type is bool else {"type": f.type, "choices": f.metadata["choices"]}
         default = f.default if f.name not in REAL else f"{REAL[f.name]}; tiny: {TINY[f.name]}"
@@ -173,7 +172,7 @@ def parse(arguments) -> Settings:
     try:
         return Settings(**vars(parser.parse_args(arguments)))
     except ValueError as error:
-        parser.exit(2, f"train.py: error: {error}\n")
+        parser.exit(2, f"{program}: error: {error}\n")
 
 
 # --- data and models ---
@@ -187,7 +186,10 @@ def find_file(spec) -> Path:
         what = "a folder, not a data file" if Path(spec).is_dir() else "no such data file"
         raise ValueError(f"{what}: {spec} (for a file on the Hub write OWNER/NAME:FILE)")
     from huggingface_hub import hf_hub_download
-    return Path(hf_hub_download(repo, name, repo_type="dataset"))
+    try:
+        return Path(hf_hub_download(repo, name, repo_type="dataset"))
+    except Exception as error:                                   # of the network, the Hub, the disk
+        raise ValueError(f"cannot load {spec} from the Hub: {str(error).strip().splitlines()[0]}") from None
 
 
 def read_problems(spec, settings) -> list[mopd.Problem]:
@@ -244,6 +246,8 @@ def fitting(problems, student, tokenizer, settings, name) -> list[mopd.Problem]:
 
 def load_model(name):
     """(model in float32, tokenizer) from the Hub or a folder, refused unless the loss can be worked out exactly."""
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise ValueError(f"no such model folder: {name}")
     try:
         AutoConfig.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
@@ -464,6 +468,7 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)        # offline, it tells of every try
     with parallel.together(), contextlib.ExitStack() as held:
         try:
             parallel.join()
@@ -487,6 +492,7 @@ def main(arguments=None):
                 parallel.leave()
             sys.exit(2)
         except KeyboardInterrupt:
+            print("train.py: stopped before the first step; nothing was saved", file=sys.stderr)
             sys.exit(130)
         more = [*(["--out", settings.out] if "--out" not in arguments else []),
                 *(["--resume"] if not settings.resume else [])]

@@ -673,8 +673,9 @@ def _gold_actions(answer):
         if not actions or not all(name and isinstance(arguments, dict) for name, arguments in actions):
             raise ValueError("an empty list, an empty name, or an input that is no object")
     except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
-        shape = "{'Action': name, 'Action_Input': JSON object as text}"
-        raise ValueError(f"a tool answer is a list of {shape}: {error!r:.200}") from None
+        shape = """[{"Action": "name", "Action_Input": "{\\"argument\\": 1}"}], a JSON object as text in each"""
+        detail = f": {error}" if isinstance(error, ValueError) else ""
+        raise ValueError(f"a tool answer is a list like {shape}{detail:.200}") from None
     return actions
 
 
@@ -767,6 +768,10 @@ def _find_program(text):
     return max(blocks)[2] if blocks else text, bool(blocks)
 
 
+_TESTS = {"stdin": 'an object like {"input": "1 2\\n", "output": "3\\n"}', "assert": "a text like assert f(1, 2) == 3",
+          "functional": 'an object like {"input": "1\\n2", "output": "3"}: a line of JSON for each argument, and the result'}
+
+
 def _check_code_answer(answer):
     kind = answer.get("type") if isinstance(answer, dict) else None
     if kind not in ("stdin", "functional", "assert") or not (isinstance(answer.get("tests"), list) and answer["tests"]):
@@ -779,7 +784,9 @@ def _check_code_answer(answer):
                 compile(answer.get("setup", "") + "\n" + test, "<test>", "exec")
             elif (texts := [*(test["input"] + "").splitlines(), test["output"] + ""]) and kind == "functional":
                 list(map(json.loads, texts))
-        except (TypeError, KeyError, ValueError, SyntaxError) as error:
+        except (TypeError, KeyError):
+            raise ValueError(f"test {number} is not a {kind} test, which is {_TESTS[kind]}") from None
+        except (ValueError, SyntaxError) as error:
             raise ValueError(f"test {number} is not a {kind} test: {error!r:.200}") from None
 
 

@@ -215,6 +215,16 @@ def test_each_doubt_has_its_reason(change, says):
     assert len(found) == (says is not None) and (says is None or says in found[0])
 
 
+@pytest.mark.parametrize("more", [(), ("--teacher", "frozen"), ("--method", "sdpo"), ("--peers", "positive", "--feedback"),
+                                  ("--method", "opd", "--teacher", "MODEL")])
+def test_preflight_runs_for_every_teacher(folder, tmp_path, capsys, monkeypatch, more):
+    monkeypatch.chdir(tmp_path)
+    more = [str(folder / "model") if word == "MODEL" else word for word in more]
+    analyze.main(["preflight", *[x for x in flags(folder, "") if x not in ("--out", "")], *more])
+    printed = capsys.readouterr().out
+    assert "verdict:" in printed and ("AUC of its scores" in printed) == ("opd" not in more)
+
+
 @pytest.mark.parametrize("peers, context", [("contrastive", "1s+1f"), ("positive", "1 success"), ("random", "random"),
                                             ("unrelated", "unrelated"), ("success_only", "success_only")])
 def test_preflight_measures_the_signal_after_what_the_runs_own_teacher_reads(ready, peers, context):
@@ -317,7 +327,8 @@ def test_every_method_has_a_token_view_with_its_own_context(folder, tmp_path, me
     train.main(flags(folder, tmp_path / "out", "--steps", "1", *method))
     record = lines(tmp_path / "out" / "tokens.jsonl")[0]
     assert list(record["attempts"][0]["contexts"]) == ["none", "positive", "contrastive", *([extra] if extra else [])]
-    assert record["teacher"] == ("none; a copy of the student" if method[-1] == "grpo" else "ema")
+    assert record["own"] == ("none" if method[-1] == "grpo" else extra)
+    assert record["teacher"] == ("none; a copy of the student reads" if method[-1] == "grpo" else "ema")
 
 
 @pytest.mark.parametrize("peers", ["random", "unrelated"])
@@ -556,6 +567,7 @@ def test_each_collapse_warns_once_and_not_again_after_a_resume(n):
     steps = history(*[{}] * 10, *[sick] * 10)
     look = report.monitor()
     found = [line for m in steps for line in look(m)]
+    name = "pass@k" if name == "group_pass" else name
     assert len(found) == 1 and f": {name} " in found[0] and found[0].startswith("warning: step 1")
     assert found[0].endswith(report.MONITORS[n][2])
     look = report.monitor()                                # one that begins in the third step, while "now" still fills

@@ -98,7 +98,8 @@ def page(tmp_path_factory):
     out = tmp_path_factory.mktemp("page") / "run <img src=x onerror='window.owned = 1'>"
     out.mkdir()
     group = [attempt(1, True, ["It", " is", " 7", EVIL], [0.1, 1.8, -3.0, 0.0], 2), attempt(2, False, ["No", "\n", "漢"], [2.5, 0, -1], 1)]
-    records = [{"step": step, "problem": 4, "prompt": f"What is 3 + 4? {EVIL}", "teacher": "frozen", "attempts": group} for step in (5, 10)]
+    records = [{"step": step, "problem": 4, "prompt": f"What is 3 + 4? {EVIL}", "teacher": "frozen", "own": "contrastive", "attempts": group} for step in (5, 10)]
+    records.insert(0, records[0] | {"step": 1, "attempts": group[1:]})
     (out / "tokens.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     steps = [{"step": n, "loss": 0.1 / n, "success": n / 20, "groups_mixed": 3, "groups_all_right": 0, "groups_all_wrong": 1,
               "seconds": {"rollout": 1.0}} for n in range(1, 11)]
@@ -116,7 +117,7 @@ def test_the_page_runs_without_errors_and_model_text_stays_text(browser, page):
     assert browser.value("document.querySelectorAll('#charts svg').length") >= 5
     assert browser.value("document.querySelectorAll('.card').length") == 2
     assert browser.value("document.querySelectorAll('.tokens span').length") == 7
-    for context in ("none", "positive", "side by side", "contrastive"):
+    for context in ("none", "positive", "side by side", "contrastive (this run)"):
         browser.value(PRESS.format(context))
     browser.value("document.querySelectorAll('.tokens span').forEach(span => span.click())")
     assert browser.value("document.querySelector('.tokens').textContent") == "It is 7" + EVIL
@@ -127,7 +128,7 @@ def test_the_page_runs_without_errors_and_model_text_stays_text(browser, page):
 
 def test_tokens_are_coloured_by_the_log_ratio_and_hover_tells_the_numbers(browser, page):
     browser.open(page)
-    assert browser.value("document.getElementById('pick').selectedOptions[0].textContent") == "step 10, problem 4: 1 of 2 right"
+    assert browser.value("document.getElementById('pick').selectedOptions[0].textContent") == "step 5, problem 4: 1 of 2 right"                 # the first with both kinds
     look = "[...document.querySelectorAll('.tokens span')].map(s => [s.className, s.style.getPropertyValue('--a')])"
     assert browser.value(look) == [["more", "0.05"], ["more", "0.90"], ["less", "1.00"], ["less", "0.00"],
                                    ["more", "1.00"], ["less", "0.00"], ["less", "0.50"]]
@@ -142,13 +143,14 @@ def test_tokens_are_coloured_by_the_log_ratio_and_hover_tells_the_numbers(browse
     assert browser.value("document.getElementById('detail').hidden")
     newline = "(s => [s.textContent, s.getClientRects()[0].width > 5])(document.querySelectorAll('.tokens span')[5])"
     assert browser.value(newline) == ["↵\n", True]                        # or there would be nothing to colour or to tap
+    assert browser.value("document.querySelector('#controls [aria-pressed=true]').textContent") == "contrastive (this run)"
     browser.value(PRESS.format("positive"))
     assert browser.value(look)[1] == ["more", "0.45"]
     assert "reads #2" in browser.value("document.querySelector('.card').textContent")
     browser.value(PRESS.format("side by side"))
     assert browser.value("document.querySelectorAll('.tokens').length") == 6
     browser.value("(p => { p.value = 0; p.onchange() })(document.getElementById('pick'))")
-    assert browser.value("document.querySelectorAll('.card').length") == 2
+    assert browser.value("document.querySelectorAll('.card').length") == 1
 
 
 def screenshot(browser):
