@@ -58,7 +58,7 @@ def join():
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)     # objects travel over gloo
-    with contextlib.suppress(AttributeError):
+    with contextlib.suppress(AttributeError, TypeError):    # other systems
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)          # Linux: torchrun itself may be killed; then save and stop
     # gloo's threads free the last meeting's tensors when the interpreter's lock lets them; after its end they abort.
     atexit.register(time.sleep, 0.2)
