@@ -292,8 +292,10 @@ def checksum_of_model(model, tokenizer, *, weights=True) -> str:
     are what a resume must notice)."""
     passing = ("transformers_version", "dtype", "torch_dtype")
     config = {name: value for name, value in model.config.to_dict().items() if name not in passing and name[0] != "_"}
+    backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    rules = [backend.get(name) for name in ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")]
     told = [config, model.generation_config.eos_token_id if model.generation_config else None, tokenizer.get_vocab(),
-            tokenizer.all_special_ids, tokenizer.chat_template]
+            tokenizer.all_special_ids, tokenizer.chat_template, rules]
     sha = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, weight in model.state_dict().items() if weights else ():
         some = weight.flatten()[::weight.numel() // 4096 + 1]

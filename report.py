@@ -154,10 +154,13 @@ def read_records(path) -> list[dict]:
 
 def read_views(folder) -> list[dict]:
     """The groups in tokens.jsonl that can be shown."""
-    parts = {"contexts", "tokens", "student", "likely", "number", "right"}
-    whole = lambda attempts: isinstance(attempts, list) and attempts and all(
-        isinstance(a, dict) and parts <= a.keys() and a["contexts"] for a in attempts)
-    return [r for r in read_records(Path(folder) / "tokens.jsonl") if whole(r.get("attempts"))]
+    lists = lambda of, names: isinstance(of, dict) and all(isinstance(of.get(name), list) for name in names)
+    context = lambda c: lists(c, ("successes", "failures", "teacher", "divergence", "likely")) and "prompt" in c
+    attempt = lambda a: (lists(a, ("tokens", "student", "likely")) and {"number", "right", "cut"} <= a.keys()
+                         and isinstance(a.get("contexts"), dict) and a["contexts"]
+                         and all(map(context, a["contexts"].values())))
+    return [r for r in read_records(Path(folder) / "tokens.jsonl") if lists(r, ("attempts",)) and r["attempts"]
+            and {"problem", "prompt", "teacher"} <= r.keys() and all(map(attempt, r["attempts"]))]
 
 
 # --- monitors ---

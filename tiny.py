@@ -300,17 +300,16 @@ def build(task, *, instruction, verify, seed=0, folder="runs", device="cpu", pro
         model = LlamaForCausalLM(config)
     staging = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
     staging.mkdir(parents=True)                 # where nothing can be written the warm-up need not begin
+    staging.rmdir()
     if progress:
         print(f"warming up the tiny student, a minute or two; it is kept in {cache} for the next run", flush=True)
+    warm_up(model, tokenizer, task, instruction, verify, seed=seed, device=device, progress=progress)
     try:
-        warm_up(model, tokenizer, task, instruction, verify, seed=seed, device=device, progress=progress)
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-    except BaseException as error:
+    except (OSError, SafetensorError) as error:                  # the latter hides the system's, a full disk for one
         shutil.rmtree(staging, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # hides the system's error, a full disk for one
-            raise OSError(f"cannot save the warmed-up student in {staging}: {error}") from error
-        raise
+        raise OSError(f"cannot save the warmed-up student in {staging}: {error}") from error
     try:
         staging.rename(cache)                   # one rename: a second process never reads half a folder
     except OSError:                             # another process was first, with the same weights

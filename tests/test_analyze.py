@@ -460,7 +460,9 @@ def test_a_broken_or_half_written_run_gives_what_there_is(run, tmp_path, capsys)
     assert len(shown) == len(lines(run / "tokens.jsonl")) and None in shown[0]["attempts"][0]["student"]
     assert "3 lines cannot be read" in capsys.readouterr().out
     (out / "metrics.jsonl").write_text('{"step": true, "loss": 1}\n{"step": 1, "loss": 1e308}\n{"step": 2, "loss": -1e308}\n')
-    (out / "tokens.jsonl").write_text('{"step": 1, "attempts": []}\n{"step": 2, "attempts": [{"number": 1}]}\n' + json.dumps(record))
+    (out / "tokens.jsonl").write_text('{"step": 1, "attempts": []}\n{"step": 2, "attempts": [{"number": 1}]}\n' + "".join(
+        json.dumps(r) + "\n" for r in ({k: v for k, v in record.items() if k != "problem"},
+                                       record | {"attempts": [record["attempts"][0] | {"contexts": {"none": [1]}}]}, record)))
     page = Page(report.write_report([out]).read_text("utf-8"))
     assert [r["step"] for r in json.loads(page.scripts[0])] == [record["step"]]
     report.show(out)

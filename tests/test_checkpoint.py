@@ -85,7 +85,7 @@ class Server:
         self.trace, self.log, self.ended = folder / "trace", folder / "log", True
         source = SERVER.format(root=str(ROOT), tests=str(ROOT / "tests"), trace=str(self.trace))
         self.process = subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                                        text=True)
 
     def start(self, arguments=(), code="train.main()", limit=0, **slow):
         if not self.ended:                                       # a test that failed left it
@@ -329,6 +329,7 @@ def test_data_that_changed_since_the_checkpoint_is_refused(folder, tmp_path, cap
 
 
 @pytest.mark.parametrize("file, old, new", [("chat_template.jinja", "m['content']", "m['content'].upper()"),
+                                            ("tokenizer.json", '"normalizer": null', '"normalizer": {"type": "Lowercase"}'),
                                             ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-02'),
                                             ("model.safetensors", None, None)])
 @pytest.mark.parametrize("whose", ["--model", "--teacher"])

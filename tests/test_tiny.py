@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,11 @@ def test_a_cache_that_cannot_be_written_is_one_line_before_the_warm_up_or_after_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
+    seen = []
+    monkeypatch.setattr(tiny, "warm_up", lambda *args, **kwargs: seen.extend(tmp_path.iterdir()))
+    tiny.build("math", folder=tmp_path / "new", **arguments)
+    assert [path.name for path in seen] == ["new"] and not list(seen[0].glob("*.tmp"))     # a kill in the warm-up leaves nothing
+    shutil.rmtree(tmp_path / "new")
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(tiny, "warm_up", lambda *args, **kwargs: pytest.fail("warmed up for nothing"))
     with pytest.raises(OSError):
