@@ -200,7 +200,10 @@ def measure_signal(run, attempts, *, contexts=(*SIGNAL, *CONTROLS), resamples=20
         return {m: resampled(*zip(*(column[m] for column in columns)), draws) for m in MEASURES}
 
     auc = lambda score: interval(*measures(score)["AUC"])
-    tables, differences = {}, {}
+    tables, differences, places = {}, {}, {}
+    for c in contexts:
+        lies = [where([readings[c][i].divergence for i in mates]) for mates in groups]
+        places[c] = {name: interval(*resampled(*zip(*(x[name] for x in lies)), draws)) for name in PLACES}
     for kind in ("log-probability", "log-ratio"):
         base = {i: float(readings["none"][i].teacher.mean()) * (kind == "log-ratio") for i in flat}
         score = {c: {i: float(readings[c][i].teacher.mean()) - base[i] for i in flat} for c in contexts}
@@ -210,8 +213,7 @@ def measure_signal(run, attempts, *, contexts=(*SIGNAL, *CONTROLS), resamples=20
             if set(LEAVE_ONE_OUT.get(c, ("",))) <= set(contexts):
                 reads = dict(zip((True, False), LEAVE_ONE_OUT[c]))
                 table[c]["leave-one-out"] = auc({i: score[reads[attempts[i].success]][i] for i in flat})
-            lies = [where([readings[c][i].divergence for i in mates]) for mates in groups]
-            table[c] |= {name: interval(*resampled(*zip(*(x[name] for x in lies)), draws)) for name in PLACES}
+            table[c] |= places[c]
         differences[kind] = {f"{b} minus {a}": interval(*(y - x for x, y in zip(found[a]["AUC"], found[b]["AUC"])))
                              for a, b in itertools.combinations(found, 2)}
     shown = lambda i: {attempts[j].text for chosen in peers.values() for j in chosen[i].successes + chosen[i].failures}
@@ -371,13 +373,13 @@ def print_preflight(r):
 
 # --- command line ---
 
-COLUMNS = {"signal": """
+COLUMNS = """
  Contexts: none, numbers of successes (s) and failures (f) held out of the same group, the three controls of --peers.
  AUC: how often a success scores higher than a failure of the same prompt, ties a half; like length: of pairs whose
  lengths differ by a tenth at most; leave-one-out: the AUC that peers drawn as in training would show, where a success
  reads one success fewer; pairs: strict wins over all pairs; Spearman, Kendall: with the verdict; top-1: how often the
  best-scored rollout is right; strongest tenth: share of the divergence on the tenth of the tokens where it is
- strongest; position: where it lies, 0 the first token, 1 the last. In brackets 95 % intervals over prompts."""}
+ strongest; position: where it lies, 0 the first token, 1 the last. In brackets 95 % intervals over prompts."""
 
 
 def parse(arguments):
@@ -393,7 +395,7 @@ def parse(arguments):
     for name, help in (("signal", "do the teacher's scores agree with the verdicts?"),
                        ("preflight", "will training help this model on these problems?")):
         note = "; here 64 --problems and 32 --rollouts by default." if name == "signal" else "."
-        note = "Takes every flag of train.py but --out and --resume" + note + COLUMNS.get(name, "")
+        note = "Takes every flag of train.py but --out and --resume" + note + COLUMNS * (name == "signal")
         one = commands.add_parser(name, help=help, allow_abbrev=False, epilog=note)
         one.add_argument("--out", type=Path, help="write the numbers to this JSON file")
         if name == "signal":

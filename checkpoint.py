@@ -10,7 +10,7 @@ Needs torch and transformers; works on any object with the fields of train.Run a
 
     with claim(out, resume=True):                        # no second run writes here
         load(run, MAY_CHANGE)                            # run.done: the steps of the newest whole checkpoint
-        status = run_to_its_end(run, loop, command)      # loop(run, stop) calls save(run)
+        status = run_to_its_end(run, loop, command, stopped)     # loop(run, stop) calls save(run)
 """
 
 import contextlib
@@ -132,7 +132,7 @@ class Stop:
             self.may_raise = False
 
 
-def run_to_its_end(run, loop, command, stopped=lambda run: None) -> int:
+def run_to_its_end(run, loop, command, stopped) -> int:
     """The exit status of loop(run, stop): 0; 1 after a fault; 128 + the signal's number. What ended it is said in one
     line, with the `command` that goes on from the last checkpoint; after a signal stopped(run) comes before it."""
     with Stop() as stop:
@@ -287,15 +287,16 @@ def checksum_of_rows(problems) -> str | None:
 
 
 def checksum_of_model(model, tokenizer, *, weights=True) -> str:
-    """One checksum of what a model computes and how it is spoken to: configuration, ids that end a text, vocabulary,
+    """One checksum of what a model computes and how it is spoken to: configuration, ids that end a text, tokenizer,
     chat template and, with `weights`, up to 4,096 numbers of each, evenly spread (other weights, not one flipped bit,
     are what a resume must notice)."""
     passing = ("transformers_version", "dtype", "torch_dtype")
     config = {name: value for name, value in model.config.to_dict().items() if name not in passing and name[0] != "_"}
-    backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
-    rules = [backend.get(name) for name in ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")]
-    told = [config, model.generation_config.eos_token_id if model.generation_config else None, tokenizer.get_vocab(),
-            tokenizer.all_special_ids, tokenizer.chat_template, rules]
+    words = tokenizer.get_vocab()
+    if tokenizer.is_fast:                                        # all its rules; use sets the last two
+        words = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    told = [config, model.generation_config.eos_token_id if model.generation_config else None, words,
+            tokenizer.all_special_ids, tokenizer.chat_template]
     sha = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, weight in model.state_dict().items() if weights else ():
         some = weight.flatten()[::weight.numel() // 4096 + 1]

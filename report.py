@@ -86,11 +86,6 @@ def sample_records(step, attempts) -> list[dict]:
             for mates in grouped(enumerate(attempts), of=lambda pair: pair[1].group)]
 
 
-def recorded(settings, step) -> bool:
-    """Whether a step's groups are kept: of evaluated steps, and of the first, whose weights evaluation 0 has seen."""
-    return step == 1 or step % settings.eval_every == 0 or step == settings.steps
-
-
 def grouped(items, *, of=lambda a: a.group) -> list[list]:
     """The items in lists of equal `of`, in the order in which these first appear."""
     groups = {}
@@ -334,7 +329,7 @@ def with_contexts(run, attempts, seed) -> dict[str, list]:
         mopd.plan(versions[name], seed=seed, **method)
         mopd.write_contexts(versions[name], run.teacher, peer_tokens=s.peer_tokens,
                             longest=mopd.max_length(run.teacher.model))
-    if s.teaches and own_context(s) not in CONTEXTS:
+    if own_context(s) not in CONTEXTS:
         versions[own_context(s)] = [replace(a) for a in attempts]
     return versions
 

@@ -371,6 +371,11 @@ def due(settings, step, every) -> bool:
     return step % every == 0 or step == settings.steps
 
 
+def recorded(settings, step) -> bool:
+    """Whether a step's groups are kept: of evaluated steps, and of the first, whose weights evaluation 0 has seen."""
+    return step == 1 or due(settings, step, settings.eval_every)
+
+
 def train_step(run, step, abandonable=contextlib.nullcontext):
     """(metrics, attempts, token view) of one step, the update of optimizer and teacher included.
 
@@ -388,7 +393,7 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
 
         def score(micro_tokens):
             view = []
-            if report.recorded(s, step):
+            if recorded(s, step):
                 view = report.token_view(run, step, attempts, seed=seed, budget=micro_tokens, seconds=seconds)
             run.optimizer.zero_grad(set_to_none=True)   # what is left of a try for which memory did not suffice
             run.student.train(s.gradient_checkpointing)     # else in eval mode: dropout would part it from the sampler
@@ -451,7 +456,7 @@ def train(run, stop):
         append(metrics_file, metrics)
         for line in (report.line_of(metrics), *look(metrics)):
             tqdm.write(line)
-        if report.recorded(s, step):
+        if recorded(s, step):
             for name, records in (("samples", report.sample_records(step, attempts)), ("tokens", view)):
                 for record in records:
                     append(run.out / f"{name}.jsonl", record)
