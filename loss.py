@@ -16,13 +16,15 @@ Unlike the usual distillation loss there is no T^2 factor, and top-k keeps the r
     out.loss.backward()
 """
 
+import functools
 import math
+import warnings
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 DIVERGENCES = ("jsd", "forward", "reverse")
+BLOCK = 2 ** 20           # logits whose buffers stay in a CPU's cache (five of 4 MB) while some twenty passes go over them
 
 
 @dataclass
@@ -41,7 +43,7 @@ class DistillOutput:
 
 def distill_loss(student_hidden, student_head, teacher_hidden, teacher_head, weights, *, divergence="jsd", top_k=None,
                  temperature=1.0, sampled_ids=None, sampled_logprobs=None, is_clip=None,
-                 chunk_size=256) -> DistillOutput:
+                 chunk_size=None) -> DistillOutput:
     """sum_n weights[n] * D(student_n, teacher_n), never holding more than chunk_size x V logits of each side.
 
     student_hidden (N, D) and student_head (V, D) receive gradients, teacher_hidden (N, D') and teacher_head (V, D') do
@@ -51,34 +53,21 @@ def distill_loss(student_hidden, student_head, teacher_hidden, teacher_head, wei
     top_k: compare the student's top_k tokens one by one and all other tokens as a single one.
     temperature divides both sides' logits. sampled_ids (N,) asks for the log-probabilities of these tokens. With
     sampled_logprobs (N,), the sampler's, and is_clip, weights are multiplied by min(exp(student - sampled), is_clip),
-    a constant for the gradient. Backward can run once. Raises ValueError for arguments that do not fit together.
+    a constant for the gradient. Backward can run once. chunk_size: by default 256 on a CPU, 1024 on a GPU, where what
+    follows the products is compiled by torch.compile at the first call (seconds). Raises ValueError for arguments that
+    do not fit together.
     """
     _check(student_hidden, student_head, weights, sampled_ids, sampled_logprobs, is_clip, temperature, chunk_size)
     _check_teacher(student_hidden, student_head, teacher_hidden, teacher_head, divergence, top_k)
-    full = top_k is None or top_k >= len(student_head)
-    compare = _compare if full else partial(_compare_top_k, k=top_k)
-    teacher_hidden, teacher_head = teacher_hidden.detach(), teacher_head.detach().to(teacher_hidden.dtype)
-    buffers = {}
-
-    def score(logits, rows):
-        teacher = _logits(teacher_hidden, teacher_head, rows, temperature, buffers)
-        values = logits.new_zeros(3, len(rows))
-        for i in _blocks(logits):
-            s, t = logits[i], teacher[i]
-            if sampled_ids is not None:                            # read before the logits are overwritten
-                values[1, i], values[2, i] = (x.gather(1, sampled_ids[rows[i], None])[:, 0] for x in (s, t))
-            values[0, i], *norms = compare(s, t, divergence, buffers)
-            for j, (top, log_z) in enumerate(norms, start=1):
-                values[j, i] = values[j, i] - top - log_z
-        return values
-
-    value, student, teacher, loss = _run(student_hidden, student_head, weights, score, temperature, sampled_logprobs,
-                                         is_clip, chunk_size)
+    k = top_k if top_k is not None and top_k < len(student_head) else None
+    teacher = teacher_hidden.detach(), teacher_head.detach().to(teacher_hidden.dtype)
+    value, student, teacher, loss = _run(student_hidden, student_head, teacher, weights, sampled_ids, sampled_logprobs,
+                                         (divergence, k, temperature, is_clip), chunk_size)
     return DistillOutput(loss, value, *((None, None) if sampled_ids is None else (student, teacher)))
 
 
 def nll_loss(student_hidden, student_head, sampled_ids, weights, *, temperature=1.0, sampled_logprobs=None,
-             is_clip=None, chunk_size=256) -> DistillOutput:
+             is_clip=None, chunk_size=None) -> DistillOutput:
     """-sum_n weights[n] * log p_n(sampled_ids[n]): arguments, chunks and gradients as in `distill_loss`, no teacher.
 
     Weights of 1/N give supervised training; advantages, of either sign, give the policy gradient, and is_clip truncated
@@ -87,21 +76,8 @@ def nll_loss(student_hidden, student_head, sampled_ids, weights, *, temperature=
     if sampled_ids is None:
         raise ValueError("nll_loss needs sampled_ids")
     _check(student_hidden, student_head, weights, sampled_ids, sampled_logprobs, is_clip, temperature, chunk_size)
-    buffers = {}
-
-    def score(logits, rows):
-        values = logits.new_zeros(3, len(rows))
-        for i in _blocks(logits):
-            s, ids = logits[i], sampled_ids[rows[i], None]
-            picked = s.gather(1, ids)[:, 0]
-            top, log_z = _softmax(s, s)
-            s.scatter_add_(1, ids, -s.new_ones(ids.shape))         # the gradient of -log p[id] is p - onehot(id)
-            values[1, i] = picked - top - log_z
-        values[0] = -values[1]
-        return values
-
-    value, student, _, loss = _run(student_hidden, student_head, weights, score, temperature, sampled_logprobs, is_clip,
-                                   chunk_size)
+    value, student, _, loss = _run(student_hidden, student_head, None, weights, sampled_ids, sampled_logprobs,
+                                   ("nll", None, temperature, is_clip), chunk_size)
     return DistillOutput(loss, value, student)
 
 
@@ -136,7 +112,7 @@ class _ChunkedLoss(torch.autograd.Function):
     """Forward works out the loss and both gradients chunk by chunk; backward multiplies them by grad_output."""
 
     @staticmethod
-    def forward(ctx, hidden, head, weights, score, temperature, sampled_logprobs, is_clip, chunk_size, grad_enabled):
+    def forward(ctx, hidden, head, teacher, weights, ids, sampled_logprobs, options, chunk_size, grad_enabled):
         wide = _wide(hidden)
         wants = [grad_enabled and x.requires_grad for x in (hidden, head)]
         grad_hidden = torch.zeros_like(hidden) if wants[0] else None
@@ -145,20 +121,17 @@ class _ChunkedLoss(torch.autograd.Function):
         values, loss = hidden.new_empty(3, len(hidden), dtype=wide), hidden.new_zeros((), dtype=wide)
         for train, all_rows in ((True, weights.nonzero()[:, 0]), (False, (weights == 0).nonzero()[:, 0])):
             for rows in all_rows.split(chunk_size) if len(all_rows) else ():
-                logits = _logits(hidden, cast_head, rows, temperature, buffers)
-                values[:, rows] = scored = score(logits, rows)
+                s = _logits(hidden, cast_head, rows, buffers, "student")
+                t = None if teacher is None else _logits(*teacher, rows, buffers, "teacher")
+                facts = [x if x is None else x[rows] for x in (weights, ids, sampled_logprobs)]
+                values[:, rows], w, grad = _finish(s, t, facts, options, hidden.dtype, buffers)
                 if not train:
                     continue
-                w = weights[rows]
-                if is_clip is not None:
-                    w = w * (scored[1] - sampled_logprobs[rows]).exp().clamp(max=is_clip)
-                loss += torch.dot(w, scored[0])
-                if any(wants):                         # score has overwritten the logits by dD / dlogits
-                    grad = logits.mul_((w / temperature)[:, None]).to(hidden.dtype)        # (chunk, V)
-                    if wants[0]:
-                        grad_hidden[rows] = grad @ cast_head
-                    if wants[1]:
-                        _add_product(grad_head, grad, hidden[rows])
+                loss += torch.dot(w, values[0, rows])
+                if wants[0]:
+                    grad_hidden[rows] = grad @ cast_head
+                if wants[1]:
+                    _add_product(grad_head, grad, hidden[rows])
         ctx.grads, ctx.head_dtype = (grad_hidden, grad_head), head.dtype
         ctx.mark_non_differentiable(values)
         return loss, values
@@ -176,9 +149,10 @@ class _ChunkedLoss(torch.autograd.Function):
         return grad_hidden, grad_head, *[None] * 7
 
 
-def _run(hidden, head, weights, score, temperature, sampled_logprobs, is_clip, chunk_size):
+def _run(hidden, head, teacher, weights, ids, sampled_logprobs, options, chunk_size):
+    chunk_size = chunk_size or (256 if hidden.device.type == "cpu" else 1024)
     with torch.autocast(hidden.device.type, enabled=False):
-        loss, values = _ChunkedLoss.apply(hidden, head, weights.detach(), score, temperature, sampled_logprobs, is_clip,
+        loss, values = _ChunkedLoss.apply(hidden, head, teacher, weights.detach(), ids, sampled_logprobs, options,
                                           chunk_size, torch.is_grad_enabled())
     return *values, loss
 
@@ -189,27 +163,90 @@ def _wide(x):
 
 def _buffer(buffers, name, shape, like):
     """A matrix with arbitrary contents, allocated once and handed out again: fresh pages cost more than a pass."""
+    if buffers is None:                                            # compiled code has no use for them
+        return torch.empty(shape, dtype=_wide(like), device=like.device)
     if name not in buffers or len(buffers[name]) < shape[0]:
         buffers[name] = torch.empty(shape, dtype=_wide(like), device=like.device)
     return buffers[name][:shape[0]]
 
 
-def _logits(hidden, head, rows, temperature, buffers):
-    """hidden[rows] @ head^T / temperature, (rows, V): the product in hidden's dtype, the result in float32."""
-    out, chunk = _buffer(buffers, "logits", (len(rows), len(head)), hidden), hidden[rows]
-    if chunk.dtype == out.dtype:
-        step = 1024 if out.device.type == "cpu" else len(head)     # MKL takes a third longer for a tall head at once
-        for part, columns in zip(head.split(step), out.split(step, dim=1)):
-            torch.mm(chunk, part.T, out=columns)
+def _logits(hidden, head, rows, buffers, name):
+    """hidden[rows] @ head^T, (rows, V): the product in hidden's dtype, the result in float32; on a GPU as it comes."""
+    chunk = hidden[rows]
+    if chunk.is_cuda:
+        return chunk @ head.T
+    out = _buffer(buffers, name, (len(rows), len(head)), hidden)
+    if chunk.dtype != out.dtype:
+        return out.copy_(chunk @ head.T)
+    for part, columns in zip(head.split(1024), out.split(1024, dim=1)):   # MKL takes a third longer for a tall head at once
+        torch.mm(chunk, part.T, out=columns)
+    return out
+
+
+def _finish(s, t, facts, options, dtype, buffers):
+    """From both sides' products with the head (n, V) to values (3, n), weights (n,) and the gradient by s (n, V) in
+    `dtype`. facts: weights, ids and sampled_logprobs of the rows; options: divergence, k, temperature, is_clip."""
+    if s.is_cuda:
+        return _fused()(s, t, facts, options, dtype)
+    values, weights = s.new_empty(3, len(s)), torch.empty_like(facts[0])
+    step = max(1, BLOCK // s.shape[1])
+    for i in (slice(i, i + step) for i in range(0, len(s), step)):
+        values[:, i], weights[i] = _differentiate(s[i], None if t is None else t[i],
+                                                  [None if x is None else x[i] for x in facts], options, buffers)
+    return values, weights, s.to(dtype)
+
+
+@functools.cache
+def _fused():
+    """`_finish` for a GPU, compiled: four passes over the vocabulary instead of fifty. As it is where nothing compiles."""
+    def plain(s, t, facts, options, dtype):
+        s, t = s.to(_wide(s)), None if t is None else t.to(_wide(t))
+        values, weights = _differentiate(s, t, facts, options, None)
+        return values, weights, s.to(dtype)
+
+    compiled = torch.compile(plain)
+
+    def fused(s, t, facts, options, dtype):
+        nonlocal compiled
+        for x in (s, t, *facts):
+            if x is not None:
+                torch._dynamo.maybe_mark_dynamic(x, 0)             # else the last, shorter chunk would be compiled anew
+        try:
+            return compiled(s, t, facts, options, dtype)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:                                 # of many kinds: no Triton, no C compiler, ...
+            if compiled is plain:
+                raise
+            warnings.warn(f"torch.compile does not work here, the loss is slower without: {str(error).splitlines()[0]}")
+            compiled = plain
+            return plain(s, t, facts, options, dtype)
+    return fused
+
+
+def _differentiate(s, t, facts, options, buffers):
+    """Overwrites the student's logits s by the gradient, which the weights multiply; returns values and weights."""
+    weights, ids, sampled_logprobs = facts
+    divergence, k, temperature, is_clip = options
+    for x in (s, t):
+        if x is not None and temperature != 1:
+            x.div_(temperature)
+    none = s.new_zeros(len(s))
+    # log p[id] is read before the logits are overwritten
+    picked = [none if x is None or ids is None else x.gather(1, ids[:, None])[:, 0] for x in (s, t)]
+    if divergence == "nll":
+        norms = [_softmax(s, s)]
+        s.scatter_add_(1, ids[:, None], -s.new_ones(len(s), 1))    # the gradient of -log p[id] is p - onehot(id)
+    elif k is None:
+        value, *norms = _compare(s, t, divergence, buffers)
     else:
-        out.copy_(chunk @ head.T)
-    return out if temperature == 1 else out.div_(temperature)
-
-
-def _blocks(logits):
-    """Slices of rows whose buffers stay in a CPU's cache (five of 4 MB) while some twenty passes go over them."""
-    step = max(1, 2 ** 20 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    return [slice(i, i + step) for i in range(0, len(logits), step)]
+        value, *norms = _compare_top_k(s, t, divergence, buffers, k=k)
+    logprobs = [(x - top - log_z).to(s.dtype) for x, (top, log_z) in zip(picked, norms)]
+    values = torch.stack([-logprobs[0], logprobs[0], none] if divergence == "nll" else [value.to(s.dtype), *logprobs])
+    if is_clip is not None:
+        weights = weights * (values[1] - sampled_logprobs).exp().clamp(max=is_clip)
+    s.mul_((weights / temperature)[:, None])
+    return values, weights
 
 
 def _softmax(x, out):
@@ -290,7 +327,7 @@ def _check(hidden, head, weights, sampled_ids, sampled_logprobs, is_clip, temper
             raise ValueError(f"tensors on different devices: {x.device} and {hidden.device}")
     if is_clip is not None and (sampled_logprobs is None or sampled_ids is None):
         raise ValueError("is_clip needs sampled_ids and sampled_logprobs")
-    if temperature <= 0 or chunk_size < 1 or (is_clip is not None and is_clip <= 0):
+    if temperature <= 0 or (chunk_size is not None and chunk_size < 1) or (is_clip is not None and is_clip <= 0):
         raise ValueError("temperature, chunk_size and is_clip must be positive")
 
 

@@ -416,6 +416,8 @@ def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top
             with torch.no_grad(), autocast():
                 read = parallel.inside(teacher.model, lambda: completion_states(
                     teacher.model, [a.teacher_ids for a in batch], completions))
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)                  # else the student's clock would show the teacher's work
             clock["teacher"] += time.perf_counter() - start
 
         def score():

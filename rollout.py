@@ -19,10 +19,12 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import warnings
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 PREFILL_TOKENS = 8192        # prompt tokens, padding included, that go through the model at once
@@ -226,11 +228,12 @@ class BufferLayer(DynamicLayer):
     """Keys and values of one layer, (rows, heads, capacity, size), written in place: `DynamicLayer` copies the whole
     cache at each step. Sliding layers keep everything too; the model's mask hides what is out of the window."""
 
-    def __init__(self, parts, counts, length, room):
+    def __init__(self, parts, counts, length, room, column=None):
         """parts: the filled layers of consecutive slices of the prompts; prompt i gets counts[i] rows, aligned to the
-        right within the first `length` columns, with `room` more columns to come."""
+        right within the first `length` columns, with `room` more columns to come. column: for steps that are recorded,
+        the tensor (1,) that holds the column of the step's token; then `update` returns all columns, empty ones too."""
         super().__init__()
-        self.length, self.is_initialized = length, True
+        self.length, self.column, self.is_initialized = length, column, True
         self.keys = self.copy_rows([part.keys for part in parts], counts, room)
         self.values = self.copy_rows([part.values for part in parts], counts, room)
 
@@ -238,7 +241,11 @@ class BufferLayer(DynamicLayer):
         (_, heads, _, size), device = parts[0].shape, parts[0].device.type
         # Under autocast attention casts what it reads at every step; stored in that type, the cast happens once.
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parts[0].dtype
-        buffer = parts[0].new_empty(sum(counts), heads, self.length + room, size, dtype=dtype)
+        shape = sum(counts), heads, self.length + room, size
+        if self.column is None:
+            buffer = parts[0].new_empty(shape, dtype=dtype)
+        else:                           # the heads of a token side by side in memory, as flash attention wants them
+            buffer = parts[0].new_zeros(shape[0], shape[2], heads, size, dtype=dtype).transpose(1, 2)
         slots = iter(buffer.split(counts))
         for part in parts:
             start = self.length - part.shape[2]
@@ -248,6 +255,10 @@ class BufferLayer(DynamicLayer):
         return buffer
 
     def update(self, key_states, value_states, *args, **kwargs):
+        if self.column is not None:
+            for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+                buffer.index_copy_(2, self.column, states.to(buffer.dtype))
+            return self.keys, self.values
         end = self.length + key_states.shape[-2]
         self.keys[:, :, self.length:end] = key_states
         self.values[:, :, self.length:end] = value_states
@@ -260,17 +271,42 @@ class BufferLayer(DynamicLayer):
     def reorder_cache(self, beam_idx):
         """Slot i takes what slot beam_idx[i] held; only rows that move are copied, so they must not be read later."""
         moved = (beam_idx != torch.arange(len(beam_idx), device=beam_idx.device)).nonzero()[:, 0]
+        end = self.length if self.column is None else None
         for name in ("keys", "values"):
             buffer = getattr(self, name)
-            buffer[moved, :, :self.length] = buffer[beam_idx[moved], :, :self.length]
+            buffer[moved, :, :end] = buffer[beam_idx[moved], :, :end]
             setattr(self, name, buffer[:len(beam_idx)])
+
+
+def attend(module, query, key, value, mask, *, first, used, scaling=None, **options):
+    """Attention of one new token per row, (R, heads, 1, size), over `used` columns of its buffer from `first` on, both
+    (R,) int32: how far a row has come is in tensors, not in shapes, so that the step can be recorded."""
+    if any(options.get(name) is not None for name in ("softcap", "sliding_window", "s_aux", "position_bias")):
+        raise ValueError(f"{type(module).__name__} wants more of attention than this sampler's")
+    rows, heads, capacity, size = key.shape
+    query = query.to(key.dtype)
+    if key.is_cuda and key.dtype.itemsize == 2 and size % 8 == 0 and size <= 256 and value.shape == key.shape:
+        start = torch.arange(rows + 1, dtype=torch.int32, device=key.device)
+        key, value = (x.transpose(1, 2).reshape(rows * capacity, heads, size) for x in (key, value))        # views
+        output = torch.ops.aten._flash_attention_forward(
+            query[:, :, 0], key, value, start, start * capacity + F.pad(first, (0, 1)), 1, capacity, 0.0, False, False,
+            scale=scaling, seqused_k=used)[0]               # torch.nn.attention.varlen has no seqused_k before 2.12
+        return output[:, None], None
+    column = torch.arange(capacity, device=key.device)
+    seen = (column >= first[:, None]) & (column < (first + used)[:, None])
+    output = F.scaled_dot_product_attention(query, key, value, seen[:, None, None], scale=scaling, enable_gqa=True)
+    return output.transpose(1, 2), None
+
+
+AttentionInterface.register("rollout", attend)
 
 
 class Sampler:
     """What stays the same from batch to batch: the model, what its forward takes, and how to draw a token."""
 
     def __init__(self, model, config, max_new_tokens, stop_ids, temperature, top_p, progress):
-        self.model, self.max_new_tokens, self.temperature, self.top_p = model, max_new_tokens, temperature, top_p
+        self.model, self.config, self.max_new_tokens = model, config, max_new_tokens
+        self.temperature, self.top_p = temperature, top_p
         self.progress = progress or (lambda finished: None)
         parameters = inspect.signature(model.forward).parameters
         layers = {type(layer) for layer in DynamicCache(config=config).layers}
@@ -284,12 +320,19 @@ class Sampler:
         self.is_stop = torch.zeros(model.get_input_embeddings().num_embeddings, dtype=torch.bool, device=model.device)
         self.is_stop[stop_ids] = True
         self.check_every = 1 if model.device.type == "cpu" else 8           # each check waits for the device
+        # On a GPU most of a step is the time to launch its kernels one by one: record them once, replay them at once.
+        # The model must take attention from outside, and nothing may run in Python at each step (hooks, as of FSDP).
+        self.records = (model.device.type == "cuda" and self.mask_4d and self.can_pad
+                        and getattr(model, "_supports_attention_backend", False)
+                        and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+                        and getattr(config, "attn_logit_softcapping", None) is None
+                        and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()))
 
-    def forward(self, ids, mask, positions, cache):
+    def forward(self, ids, mask, positions, cache, **options):
         """Logits (R, V) of the last position, in the model's dtype, and the cache."""
         if self.can_pad:
-            self.options["position_ids"] = positions
-        output = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, **self.options)
+            options["position_ids"] = positions
+        output = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, **self.options, **options)
         return output.logits[:, -1], getattr(output, "past_key_values", None)
 
     def draw(self, logits, u):
@@ -302,7 +345,7 @@ class Sampler:
         ids = invert_cdf(probs if self.top_p == 1 else keep_top_p(probs, self.top_p), u)
         return ids, probs.gather(1, ids[:, None])[:, 0].log()               # the log of the full softmax, top-p or not
 
-    def prefill(self, prompts, counts):
+    def prefill(self, prompts, counts, column):
         """Read each prompt once. Returns the cache with counts[i] rows for prompt i, logits (R, V), padding (R,)."""
         device, length, parts, logits = self.model.device, len(prompts[0]), [], []
         step = max(1, PREFILL_TOKENS // length) if self.can_pad else len(prompts)
@@ -318,7 +361,7 @@ class Sampler:
             parts.append(cache)
         source = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(device)
         if self.can_pad:
-            cache = Cache(layers=[BufferLayer(layers, counts, length, self.max_new_tokens - 1)
+            cache = Cache(layers=[BufferLayer(layers, counts, length, self.max_new_tokens - 1, column)
                                   for layers in zip(*(part.layers for part in parts))])
         elif type(cache) is not DynamicCache:                               # a class of its own may leave state behind
             raise ValueError(f"{type(self.model).__name__} keeps its state in {type(cache).__name__}, whose rows this "
@@ -330,36 +373,23 @@ class Sampler:
 
     def run(self, prompts, counts, uniforms):
         """Decode one batch. Returns (ids, logprobs, stopped) for each row."""
-        device, length, living = self.model.device, len(prompts[0]), sum(counts)
-        cache, logits, padding = self.prefill(prompts, counts)
-        uniforms = uniforms.to(device)                                      # (T, R), like ids and logprobs
-        ids, logprobs = uniforms.new_zeros(uniforms.shape, dtype=torch.long), uniforms.new_zeros(uniforms.shape).float()
-        padded = len(prompts[-1]) < length
-        mask = torch.arange(length + self.max_new_tokens, device=device) >= padding[:, None]
-        # One entry per slot of the batch: which row it holds, its next token's position, whether the row has ended.
-        row, positions, ended = torch.arange(living, device=device), (length - padding)[:, None], padding < 0
-        for t in range(self.max_new_tokens):
-            token, logprob = self.draw(logits, uniforms[t, row])
-            ids[t, row], logprobs[t, row] = token, logprob
-            ended = ended | self.is_stop[token]
-            if t + 1 == self.max_new_tokens:
-                break
-            if (t + 1) % self.check_every == 0 and (left := len(ended) - int(ended.sum())) < living:
+        batch, living = Batch(self, prompts, counts, uniforms), sum(counts)
+        step = batch.step
+        for t in range(1, self.max_new_tokens):
+            if t % self.check_every == 0 and (left := len(batch.ended) - int(batch.ended.sum())) < living:
                 self.progress(living - left)
                 living = left
                 if not living:
                     break
-                if living <= 0.875 * len(ended):                            # moving rows costs; so do dead ones
-                    keep = torch.arange(living, device=device)              # dead slots take living rows from behind
-                    keep[ended[:living]] = living + (~ended[living:]).nonzero()[:, 0]
-                    cache.reorder_cache(keep)
-                    token, row, positions, mask, ended = (x[keep] for x in (token, row, positions, mask, ended))
-            seen = mask[:, :length + t + 1] if padded else None
-            seen = seen[:, None, None] if padded and self.mask_4d else seen
-            logits, _ = self.forward(token[:, None], seen, positions, cache)
-            positions = positions + 1
+                # Moving rows costs, and so does recording a step of another shape; dead rows cost, too.
+                if living <= (0.5 if self.records else 0.875) * len(batch.ended):
+                    batch.shrink(living)
+                    step = batch.step
+            step()
+            if self.records and step == batch.step:         # the first step of a shape has warmed it up
+                step = batch.record()
         self.progress(living)
-        return self.collect(ids, logprobs)
+        return self.collect(batch.ids, batch.logprobs)
 
     def collect(self, ids, logprobs):
         """Cut each row of the tables (T, R) after its first stop token."""
@@ -369,3 +399,70 @@ class Sampler:
             raise FloatingPointError("the model's logits are not finite")
         table = zip(ids.T.tolist(), logprobs.T.tolist(), lengths.tolist(), stops.any(0).tolist())
         return [(row_ids[:n], row_logprobs[:n], stopped) for row_ids, row_logprobs, n, stopped in table]
+
+
+class Batch:
+    """Rollouts in flight. All that changes from step to step is a tensor that changes in place."""
+
+    def __init__(self, sampler, prompts, counts, uniforms):
+        device, length = sampler.model.device, len(prompts[0])
+        self.sampler, self.length, self.drawn = sampler, length, 0
+        self.uniforms = uniforms.to(device)                                 # (T, R), like ids and logprobs
+        self.ids = torch.zeros(uniforms.shape, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(uniforms.shape, device=device)
+        self.t, column = (torch.tensor([n], device=device) for n in (0, length - 1))
+        self.column = column if sampler.records else None
+        self.cache, logits, padding = sampler.prefill(prompts, counts, self.column)
+        # One entry per slot: which row it holds, its last token and the token's position, whether the row has ended.
+        self.row, self.token, self.padding = torch.arange(len(padding), device=device), torch.zeros_like(padding), padding
+        self.positions, self.ended = (length - 1 - padding)[:, None], padding < 0
+        self.is_padded = len(prompts[-1]) < length
+        self.mask = torch.arange(length + sampler.max_new_tokens, device=device) >= padding[:, None]
+        self.draw(logits)
+
+    def draw(self, logits):
+        token, logprob = self.sampler.draw(logits, self.uniforms[self.t, self.row])
+        self.ids[self.t, self.row], self.logprobs[self.t, self.row] = token, logprob
+        self.token.copy_(token)
+        self.ended |= self.sampler.is_stop[token]
+        self.drawn += 1
+        for number in (self.t, self.positions, self.column):
+            if number is not None:
+                number += 1
+
+    def step(self):
+        """Read the last tokens and draw the next."""
+        config, sampler = self.sampler.config, self.sampler
+        if self.column is not None:
+            before, config._attn_implementation = config._attn_implementation, "rollout"
+            try:
+                logits, _ = sampler.forward(self.token[:, None], None, self.positions, self.cache,
+                                            first=self.padding.int(), used=self.positions[:, 0].int() + 1)
+            finally:
+                config._attn_implementation = before
+        else:
+            seen = self.mask[:, :self.length + self.drawn] if self.is_padded else None
+            seen = seen[:, None, None] if self.is_padded and sampler.mask_4d else seen
+            logits, _ = sampler.forward(self.token[:, None], seen, self.positions, self.cache)
+        self.draw(logits)
+
+    def record(self):
+        """What does the next steps: the replay of one recorded here, or `step` where the model cannot be recorded."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.stream(torch.cuda.current_stream()):            # put back also where recording fails
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    self.step()
+        except RuntimeError as error:
+            warnings.warn(f"decoding steps are not recorded, hence slower: {str(error).splitlines()[0]}")
+            self.sampler.records = False
+            return self.step
+        return graph.replay
+
+    def shrink(self, living):
+        """Leave out the rows that have ended: their slots take living rows from behind."""
+        keep = torch.arange(living, device=self.row.device)
+        keep[self.ended[:living]] = living + (~self.ended[living:]).nonzero()[:, 0]
+        self.cache.reorder_cache(keep)
+        for name in ("row", "token", "positions", "padding", "mask", "ended"):
+            setattr(self, name, getattr(self, name)[keep])

@@ -322,7 +322,8 @@ def prepare(settings) -> Run:
     student, tokenizer, teacher, train, held_out, inputs = parallel.in_turn(lambda: load(s))
     for model in (student, teacher.model):
         parallel.shard(model, device=s.device, dtype=s.dtype)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=s.lr, weight_decay=s.weight_decay)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=s.lr, weight_decay=s.weight_decay,
+                                  fused=torch.device(s.device).type == "cuda")      # else a copy of all weights at each step
     autocast = functools.partial(torch.autocast, torch.device(s.device).type, torch.bfloat16)
     run = Run(s, Path(s.out), student, tokenizer, teacher, optimizer, train, held_out, inputs,
               autocast if s.dtype == "bfloat16" else contextlib.nullcontext)

@@ -28,8 +28,11 @@ SHAPES = {
     "llama-17m": LlamaConfig(vocab_size=49152, hidden_size=256, intermediate_size=704, num_hidden_layers=6,
                              num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=2048,
                              tie_word_embeddings=True),
-    "qwen3-1.7b": Qwen3Config(vocab_size=151936, hidden_size=2048, intermediate_size=6144, num_hidden_layers=28,
-                              num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True),
+    **{f"qwen3-{name}": Qwen3Config(vocab_size=151936, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+                                    num_attention_heads=heads, num_key_value_heads=8, head_dim=128,
+                                    max_position_embeddings=40960, tie_word_embeddings=name != "8b")
+       for name, hidden, inner, layers, heads in (("0.6b", 1024, 3072, 28, 16), ("1.7b", 2048, 6144, 28, 16),
+                                                  ("4b", 2560, 9728, 36, 32), ("8b", 4096, 12288, 36, 32))},
 }
 
 
@@ -108,7 +111,8 @@ def main():
     torch.manual_seed(0)
     config = SHAPES[args.shape]
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).to(args.device).eval()
+    with torch.device(args.device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = None
     draw = random.Random(0)
     low, high = args.prompt_tokens * 3 // 4, args.prompt_tokens * 5 // 4

@@ -425,3 +425,98 @@ def test_logits_that_are_not_finite_are_an_error():
         model.lm_head.weight[3] = float("nan")
     with pytest.raises(FloatingPointError):
         generate(model, PROMPTS, 2, max_new_tokens=3, stop_ids=[])
+
+
+def with_fixed_shapes(monkeypatch):
+    """Let a CPU take the steps that a GPU records, one by one."""
+    plain = rollout.Sampler.__init__
+
+    def init(self, *args):
+        plain(self, *args)
+        self.records, self.check_every = True, 1
+    monkeypatch.setattr(rollout.Sampler, "__init__", init)
+    monkeypatch.setattr(rollout.Batch, "record", lambda self: self.step)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_steps_of_fixed_shape_give_the_same_rollouts(kind, monkeypatch):
+    model = tiny(kind)
+    options = dict(max_new_tokens=20, stop_ids=range(2, 12))
+    expected = generate(model, PROMPTS, 4, **options)
+    before, calls, attend = model.config._attn_implementation, [], rollout.attend
+    with_fixed_shapes(monkeypatch)
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, "rollout",
+                        lambda *args, **kwargs: calls.append(args[1].shape) or attend(*args, **kwargs))
+    found = generate(model, PROMPTS, 4, **options)
+    assert [r.ids for r in flat(found)] == [r.ids for r in flat(expected)]
+    for a, b in zip(flat(found), flat(expected)):
+        torch.testing.assert_close(torch.tensor(a.logprobs), torch.tensor(b.logprobs), atol=1e-5, rtol=0)
+    assert len({shape[0] for shape in calls}) > 1                       # dead rows left
+    assert model.config._attn_implementation == before
+
+
+def test_attention_that_the_sampler_does_not_have_is_refused():
+    x = torch.zeros(2, 1, 1, 8)
+    with pytest.raises(ValueError, match="wants more of attention"):
+        rollout.attend(torch.nn.Identity(), x, x, x, None, first=torch.zeros(2).int(), used=torch.ones(2).int(), softcap=30.0)
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+WIDE = dict(hidden_size=128, intermediate_size=192, head_dim=32, num_attention_heads=4, num_key_value_heads=2)
+
+
+@needs_cuda
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "qwen2_sliding", "gemma3", "hybrid"])
+def test_cuda_gives_the_rollouts_of_the_cpu_in_float64(kind):
+    options = dict(max_new_tokens=24, stop_ids=range(2, 8))
+    expected = generate(tiny(kind), PROMPTS, 4, **options)
+    found = generate(tiny(kind).cuda(), PROMPTS, 4, **options)
+    assert [r.ids for r in flat(found)] == [r.ids for r in flat(expected)]
+    for a, b in zip(flat(found), flat(expected)):
+        torch.testing.assert_close(torch.tensor(a.logprobs), torch.tensor(b.logprobs), atol=1e-4, rtol=0)
+
+
+@needs_cuda
+@pytest.mark.parametrize("autocast", [False, True])
+def test_cuda_records_steps_in_bfloat16_and_agrees_with_the_trainer(autocast, monkeypatch):
+    model = tiny("qwen3", torch.float32 if autocast else torch.bfloat16, **WIDE).cuda()
+    replays = []
+    record = rollout.Batch.record
+    monkeypatch.setattr(rollout.Batch, "record", lambda self: (lambda replay: lambda: replays.append(1) or replay())(record(self)))
+    with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        groups = generate(model, PROMPTS, 16, max_new_tokens=40, stop_ids=[2, 3, 4])
+        errors = []
+        for r in flat(groups):
+            with torch.no_grad():
+                logits = model(torch.tensor([r.prompt_ids + r.ids], device="cuda")).logits[0].float().log_softmax(-1)
+            logits = logits[len(r.prompt_ids) - 1:-1]
+            errors += (logits.gather(1, torch.tensor(r.ids, device="cuda")[:, None])[:, 0].cpu() - torch.tensor(r.logprobs)).abs().tolist()
+    assert len(replays) > 20
+    assert sum(errors) / len(errors) < 0.02 and max(errors) < 0.3       # logits of about 3 to 8 in bfloat16
+
+
+@needs_cuda
+def test_cuda_rollouts_do_not_depend_on_the_batch():
+    model = tiny("qwen3", torch.float64, **WIDE).cuda()
+    options = dict(max_new_tokens=24, stop_ids=range(2, 8))
+    together = generate(model, PROMPTS, 6, keys=range(5), **options)
+    for p, prompt in enumerate(PROMPTS):
+        alone = generate(model, [prompt], 3, keys=[p], max_rows=2, **options)
+        assert [r.ids for r in alone[0]] == [r.ids for r in together[p]][:3]
+
+
+@needs_cuda
+def test_cuda_goes_on_where_a_step_cannot_be_recorded(monkeypatch):
+    model = tiny("llama", torch.float32).cuda()
+    options = dict(max_new_tokens=24, stop_ids=range(2, 8))
+    expected = generate(model, PROMPTS, 4, **options)
+    forward = model.model.norm.forward
+
+    def waits(x):
+        x.sum().item()
+        return forward(x)
+    monkeypatch.setattr(model.model.norm, "forward", waits)
+    with pytest.warns(UserWarning, match="not recorded"):
+        found = generate(model, PROMPTS, 4, **options)
+    assert [r.ids for r in flat(found)] == [r.ids for r in flat(expected)]
+    assert torch.ones(3, device="cuda").sum().item() == 3               # and the device is as before

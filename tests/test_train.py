@@ -228,6 +228,22 @@ def test_a_resumed_run_is_the_run_that_never_stopped(folder, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_run_on_a_gpu_agrees_with_the_cpu_and_can_go_on_there(folder, tmp_path):
+    train.main(flags(folder, tmp_path / "cpu"))
+    train.main(replaced(flags(folder, tmp_path / "float32"), "--device", "cuda") + ["--dtype", "float32"])
+    for a, b in zip(steps_of(tmp_path / "cpu"), steps_of(tmp_path / "float32")):
+        assert a.keys() == b.keys() and a.get("completion_tokens") == b.get("completion_tokens")
+        assert a.get("loss") == pytest.approx(b.get("loss"), rel=1e-3) and (b.get("sampler_gap") or 0) < 1e-4
+    gpu = replaced(flags(folder, tmp_path / "bfloat16"), "--device", "cuda")
+    train.main(gpu)
+    train.main(replaced(gpu, "--steps", 4) + ["--resume"])
+    train.main(replaced(replaced(gpu, "--steps", 5), "--device", "cpu") + ["--resume", "--dtype", "bfloat16"])
+    steps = [line for line in steps_of(tmp_path / "bfloat16") if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5]
+    assert all(line["sampler_gap"] < 0.05 for line in steps if line["scored_tokens"])
+
+
 def test_resuming_with_other_mathematics_is_refused_and_an_empty_folder_starts_afresh(folder, tmp_path, capsys):
     train.main(flags(folder, tmp_path / "out", "--steps", "1", "--resume"))
     assert "starting afresh" in capsys.readouterr().out
