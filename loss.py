@@ -125,13 +125,14 @@ class _ChunkedLoss(torch.autograd.Function):
                 t = None if teacher is None else _logits(*teacher, rows, buffers, "teacher")
                 facts = [x if x is None else x[rows] for x in (weights, ids, sampled_logprobs)]
                 values[:, rows], w, grad = _finish(s, t, facts, options, hidden.dtype, buffers)
-                if not train:
-                    continue
-                loss += torch.dot(w, values[0, rows])
-                if wants[0]:
+                del s, t                               # on a GPU, before the next chunk's come
+                if train:
+                    loss += torch.dot(w, values[0, rows])
+                if train and wants[0]:
                     grad_hidden[rows] = grad @ cast_head
-                if wants[1]:
+                if train and wants[1]:
                     _add_product(grad_head, grad, hidden[rows])
+                del grad
         ctx.grads, ctx.head_dtype = (grad_hidden, grad_head), head.dtype
         ctx.mark_non_differentiable(values)
         return loss, values

@@ -371,6 +371,7 @@ def shared_hidden_states(model, prompts, completions) -> torch.Tensor:
 def completion_states(model, prompts, completions) -> torch.Tensor:
     """`shared_hidden_states` where at most half as many prompts as completions are distinct, else `hidden_states`."""
     shares = 2 * len(set(map(tuple, prompts))) <= len(prompts) and can_share(model)
+    shares = shares and head(model).device.type == "cpu"    # flash attention on a GPU reads whole rows faster than parts
     shares = shares and parallel.world() == 1           # else processes would gather the shards unequally often
     return (shared_hidden_states if shares else hidden_states)(model, prompts, completions)
 

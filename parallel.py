@@ -268,7 +268,8 @@ def read_state(folder, student, optimizer, teacher):
     stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     for name, parameter in student.named_parameters():
         if f"optimizer.{name}.step" in stored:
-            optimizer.state[parameter] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter),
+            place = parameter.device if optimizer.defaults["fused"] else "cpu"
+            optimizer.state[parameter] = {"step": torch.zeros((), device=place), "exp_avg": torch.zeros_like(parameter),
                                           "exp_avg_sq": torch.zeros_like(parameter)}
     tensors = _tensors(student, optimizer, teacher)
     _plainly(lambda: dcp.load(tensors, checkpoint_id=folder, no_dist=world() == 1))

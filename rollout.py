@@ -27,6 +27,12 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+try:
+    import triton
+    import triton.language as tl
+except ImportError:                  # builds of torch for a CPU come without
+    triton = None
+
 PREFILL_TOKENS = 8192        # prompt tokens, padding included, that go through the model at once
 CPU_MEMORY = 2 * 2**30       # bytes of cache and logits for one batch on a CPU, where larger batches gain nothing
 GPU_SHARE = 0.45             # on a GPU: this share of what the process has not allocated
@@ -72,7 +78,7 @@ def generate(model, prompts, k, *, max_new_tokens, stop_ids, temperature=1.0, se
     # not inference_mode: what a module keeps from here may meet autograd
     pays = max_new_tokens > 8                  # packing takes about as long as it saves in so many steps
     packed = packed_weights(model, min(max_rows, k * len(prompts))) if pays else contextlib.nullcontext()
-    with eval_mode(model), torch.no_grad(), packed:
+    with eval_mode(model), torch.no_grad(), packed, fused_norms(model):
         for batch in plan_batches(prompts, k, max_rows, same_length=not sampler.can_pad):
             counts = [len(js) for _, js in batch]
             rows = [(p, j) for p, js in batch for j in js]
@@ -153,6 +159,28 @@ def packed_weights(model, rows):
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)
+
+
+@contextlib.contextmanager
+def fused_norms(model):
+    """RMS norms on a GPU run as torch's one kernel inside, not as the eight of transformers. Norms that compute something
+    else (Gemma's multiply by 1 + weight), which a trial tells, stay as they are."""
+    def forward(norm, eps, x):
+        return F.rms_norm(x.to(norm.weight.dtype), norm.weight.shape, norm.weight, eps)
+
+    norms = []
+    for norm in model.modules() if model.device.type == "cuda" else ():
+        weight, eps = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", None)
+        if isinstance(weight, torch.Tensor) and weight.dim() == 1 and eps is not None and "forward" not in vars(norm):
+            trial = torch.linspace(-2, 3, len(weight), dtype=weight.dtype, device=weight.device)[None]
+            if torch.allclose(forward(norm, eps, trial), norm(trial), rtol=0.02, atol=0.02):
+                norms.append(norm)
+                norm.forward = functools.partial(forward, norm, eps)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
 
 
 def rows_in_memory(model, config, length):
@@ -280,22 +308,52 @@ class BufferLayer(DynamicLayer):
 
 def attend(module, query, key, value, mask, *, first, used, scaling=None, **options):
     """Attention of one new token per row, (R, heads, 1, size), over `used` columns of its buffer from `first` on, both
-    (R,) int32: how far a row has come is in tensors, not in shapes, so that the step can be recorded."""
+    (R,): how far a row has come is in tensors, not in shapes, so that the step can be recorded."""
     if any(options.get(name) is not None for name in ("softcap", "sliding_window", "s_aux", "position_bias")):
-        raise ValueError(f"{type(module).__name__} wants more of attention than this sampler's")
+        raise ValueError(f"{type(module).__name__} wants more of attention than this sampler has")
     rows, heads, capacity, size = key.shape
-    query = query.to(key.dtype)
-    if key.is_cuda and key.dtype.itemsize == 2 and size % 8 == 0 and size <= 256 and value.shape == key.shape:
-        start = torch.arange(rows + 1, dtype=torch.int32, device=key.device)
-        key, value = (x.transpose(1, 2).reshape(rows * capacity, heads, size) for x in (key, value))        # views
-        output = torch.ops.aten._flash_attention_forward(
-            query[:, :, 0], key, value, start, start * capacity + F.pad(first, (0, 1)), 1, capacity, 0.0, False, False,
-            scale=scaling, seqused_k=used)[0]               # torch.nn.attention.varlen has no seqused_k before 2.12
-        return output[:, None], None
-    column = torch.arange(capacity, device=key.device)
-    seen = (column >= first[:, None]) & (column < (first + used)[:, None])
-    output = F.scaled_dot_product_attention(query, key, value, seen[:, None, None], scale=scaling, enable_gqa=True)
-    return output.transpose(1, 2), None
+    query = query.to(key.dtype).reshape(rows, heads, -1, size)              # query heads that share a head of the cache
+    if key.is_cuda and triton and key.dtype.itemsize == 2 and value.shape == key.shape:
+        output = torch.empty_like(query)
+        attention_kernel[rows, heads](
+            query, key, value, output, first, used, scaling or size**-0.5, *key.stride()[:3], query.shape[2], size,
+            max(16, triton.next_power_of_2(query.shape[2])), triton.next_power_of_2(size), 64)
+    else:
+        column = torch.arange(capacity, device=key.device)
+        seen = (column >= first[:, None]) & (column < (first + used)[:, None])
+        output = F.scaled_dot_product_attention(query, key, value, seen[:, None, None], scale=scaling)
+    return output.reshape(rows, 1, -1, value.shape[3]), None
+
+
+if triton:
+    @triton.jit
+    def attention_kernel(query, key, value, output, first, used, scale, row_stride, head_stride, column_stride,
+                         GROUP: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constexpr, SIZES: tl.constexpr,
+                         COLUMNS: tl.constexpr):
+        """One program reads the cache of one row and head once, for all query heads that share it, with a running softmax.
+        torch's kernels for this read what is masked, copy the cache for each query head, or are made for long queries.
+        GROUPS, SIZES: GROUP and SIZE rounded up to what the tensor cores take."""
+        row, head = tl.program_id(0), tl.program_id(1)
+        g, d = tl.arange(0, GROUPS)[:, None], tl.arange(0, SIZES)[None, :]
+        inside = (g < GROUP) & (d < SIZE)
+        at = ((row * tl.num_programs(1) + head) * GROUP + g) * SIZE + d
+        q = tl.load(query + at, inside, 0.0)                                    # (GROUPS, SIZES)
+        start = row.to(tl.int64) * row_stride + head * head_stride
+        begin = tl.load(first + row)
+        end = begin + tl.load(used + row)
+        top, total = tl.full([GROUPS], float("-inf"), tl.float32), tl.zeros([GROUPS], tl.float32)
+        mean = tl.zeros([GROUPS, SIZES], tl.float32)
+        for column in range(begin, end, COLUMNS):
+            c = column + tl.arange(0, COLUMNS)
+            where, there = start + c[:, None] * column_stride + d, (c[:, None] < end) & (d < SIZE)
+            k = tl.load(key + where, there, 0.0)                                # (COLUMNS, SIZES)
+            v = tl.load(value + where, there, 0.0)
+            scores = tl.where(c[None, :] < end, tl.dot(q, tl.trans(k)) * scale, float("-inf"))
+            new_top = tl.maximum(top, tl.max(scores, 1))
+            p, fade = tl.exp(scores - new_top[:, None]), tl.exp(top - new_top)
+            top, total = new_top, total * fade + tl.sum(p, 1)
+            mean = mean * fade[:, None] + tl.dot(p.to(v.dtype), v)
+        tl.store(output + at, (mean / total[:, None]).to(q.dtype), inside)
 
 
 AttentionInterface.register("rollout", attend)
@@ -437,7 +495,7 @@ class Batch:
             before, config._attn_implementation = config._attn_implementation, "rollout"
             try:
                 logits, _ = sampler.forward(self.token[:, None], None, self.positions, self.cache,
-                                            first=self.padding.int(), used=self.positions[:, 0].int() + 1)
+                                            first=self.padding, used=self.positions[:, 0] + 1)
             finally:
                 config._attn_implementation = before
         else:

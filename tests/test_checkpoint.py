@@ -85,7 +85,7 @@ class Server:
         self.trace, self.log, self.ended = folder / "trace", folder / "log", True
         source = SERVER.format(root=str(ROOT), tests=str(ROOT / "tests"), trace=str(self.trace))
         self.process = subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True)
+                                        text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})   # CUDA and fork do not mix
 
     def start(self, arguments=(), code="train.main()", limit=0, **slow):
         if not self.ended:                                       # a test that failed left it

@@ -1,6 +1,8 @@
 """Tests of rollout.py on tiny random models. `score` is the trainer's view: one plain forward pass over prompt and
 completion, no cache, no padding. Models are float64 where tokens must not flip by rounding."""
+import os
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -461,8 +463,42 @@ def test_attention_that_the_sampler_does_not_have_is_refused():
         rollout.attend(torch.nn.Identity(), x, x, x, None, first=torch.zeros(2).int(), used=torch.ones(2).int(), softcap=30.0)
 
 
+KERNEL = """
+import sys, torch, triton
+sys.path.insert(0, {root!r})
+import rollout
+for rows, heads, group, size, capacity in ((3, 2, 2, 32, 150), (2, 3, 3, 64, 70), (2, 1, 1, 80, 200), (2, 2, 7, 128, 65)):
+    torch.manual_seed(0)
+    q = torch.randn(rows, heads * group, 1, size, device={device!r}, dtype=torch.{dtype})
+    k, v = (torch.randn(rows, capacity, heads, size, device={device!r}, dtype=torch.{dtype}).transpose(1, 2) for _ in "kv")
+    v[:, :, capacity - 3:] = float("nan")                                  # columns not written yet
+    first = torch.randint(0, 10, (rows,)).to({device!r})
+    used = torch.tensor([1, capacity - 20, min(64, capacity - 20)][:rows]).to({device!r})
+    expected, _ = rollout.attend(None, q.float(), k.float(), v.float().nan_to_num(), None, first=first, used=used)
+    query = q.reshape(rows, heads, -1, size)
+    found = torch.full_like(query, float("nan"))
+    rollout.attention_kernel[rows, heads](query, k, v, found, first, used, size**-0.5, *k.stride()[:3], group, size,
+                                          max(16, triton.next_power_of_2(group)), triton.next_power_of_2(size), 64)
+    torch.testing.assert_close(found.reshape(expected.shape).float(), expected, atol={atol}, rtol=0)
+"""
+
+
+@pytest.mark.skipif(rollout.triton is None or rollout.triton.__version__ < "3.7", reason=
+                    "needs Triton (comes with torch's builds for CUDA) of 3.7 or later, whose interpreter loops between tensors")
+def test_attention_kernel_in_tritons_interpreter():
+    code = KERNEL.format(root=str(Path(rollout.__file__).parent), device="cpu", dtype="float16", atol=2e-3)
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 WIDE = dict(hidden_size=128, intermediate_size=192, head_dim=32, num_attention_heads=4, num_key_value_heads=2)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype, atol", [("float16", 2e-3), ("bfloat16", 2e-2)])
+def test_attention_kernel_on_a_gpu_under_cuda(dtype, atol):
+    exec(KERNEL.format(root=str(Path(rollout.__file__).parent), device="cuda", dtype=dtype, atol=atol), {})
 
 
 @needs_cuda
