@@ -32,7 +32,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 import parallel
 import peer_context
 from loss import distill_loss, nll_loss
-from rollout import Rollout, generate
+from rollout import Rollout, fused_norms, generate
 from verifiers import Verdict, verify_batch
 
 METHODS = ("mopd", "sdpo", "opd", "grpo", "rft")
@@ -313,9 +313,21 @@ def write_contexts(attempts, teacher, *, peer_tokens, longest) -> dict[str, int]
 
 # --- 3. score and differentiate ---
 
-def microbatches(attempts, budget) -> list[list[Attempt]]:
+def student_tokens(attempt) -> int:
+    """Length of the row that the student reads."""
+    return len(attempt.rollout.prompt_ids) + len(attempt.rollout.ids)
+
+
+def teacher_tokens(attempt) -> int:
+    return len(attempt.teacher_ids) + len(attempt.rollout.ids)
+
+
+def longer_tokens(attempt) -> int:
+    return max(student_tokens(attempt), teacher_tokens(attempt))
+
+
+def microbatches(attempts, budget, size=longer_tokens) -> list[list[Attempt]]:
     """Attempts with a weight, sorted by length, in batches of at most `budget` tokens with padding (or one attempt)."""
-    size = lambda a: max(len(a.rollout.prompt_ids), len(a.teacher_ids)) + len(a.rollout.ids)
     batches = []
     for a in sorted((a for a in attempts if a.weight), key=size, reverse=True):     # the first sets the row length
         if batches and (len(batches[-1]) + 1) * size(batches[-1][0]) <= budget:
@@ -376,6 +388,16 @@ def completion_states(model, prompts, completions) -> torch.Tensor:
     return (shared_hidden_states if shares else hidden_states)(model, prompts, completions)
 
 
+def teacher_states(model, batch, budget) -> torch.Tensor:
+    """The teacher's `completion_states` of a batch that the student's lengths have made: it reads more, so fewer at once.
+    Its states are small; the student's micro-batches need not shrink for its sake."""
+    found = {}
+    for part in microbatches(batch, budget, teacher_tokens):
+        states = completion_states(model, [a.teacher_ids for a in part], [a.rollout.ids for a in part])
+        found.update(zip(map(id, part), states.split([len(a.rollout.ids) for a in part])))
+    return torch.cat([found[id(a)] for a in batch])
+
+
 def can_share(model) -> bool:
     """Whether the model's cache is nothing but keys and values, and kept: recomputation, in train mode, drops it, and
     models without a cache (OpenAI-GPT, RWKV) swallow the argument."""
@@ -403,46 +425,57 @@ def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top
     clock = {"teacher": 0.0, "student": 0.0}
     loss, scored, gap, lead = 0.0, 0, 0.0, 0.0
     options = dict(temperature=temperature, is_clip=is_clip)
-    batches = microbatches(attempts, micro_tokens)
+    alone = parallel.world() == 1                       # of several processes none may read more often than the others
+    batches = microbatches(attempts, micro_tokens, student_tokens if alone else longer_tokens)
     while len(batches) % parallel.world():              # as many for every process; weight 0 adds nothing to anything
         batches.append([replace(batches[-1][-1], weight=0.0)])
-    for batch in parallel.share(batches):
-        completions, device = [a.rollout.ids for a in batch], head(student).device
-        ids = torch.tensor([t for c in completions for t in c], device=device)                                  # (N,)
-        sampled = torch.tensor([x for a in batch for x in a.rollout.logprobs], device=device)                   # (N,)
-        weights = torch.tensor([a.weight / (total if reduction == "token" else total * len(a.rollout.ids))
-                                for a in batch for _ in a.rollout.ids], device=device)                          # (N,)
-        if method not in NO_TEACHER:
+    teaches = method not in NO_TEACHER
+    norms = contextlib.ExitStack()
+    for model in [student, *([teacher.model] if teaches else [])]:
+        norms.enter_context(fused_norms(model))
+    with norms:
+        for batch in parallel.share(batches):
+            completions, device = [a.rollout.ids for a in batch], head(student).device
+            ids = torch.tensor([t for c in completions for t in c], device=device)                              # (N,)
+            sampled = torch.tensor([x for a in batch for x in a.rollout.logprobs], device=device)               # (N,)
+            weights = torch.tensor([a.weight / (total if reduction == "token" else total * len(a.rollout.ids))
+                                    for a in batch for _ in a.rollout.ids], device=device)                      # (N,)
+
+            def read_context():
+                if alone:
+                    return teacher_states(teacher.model, batch, micro_tokens)
+                return completion_states(teacher.model, [a.teacher_ids for a in batch], completions)
+
+            if teaches:
+                start = time.perf_counter()
+                with torch.no_grad(), autocast():
+                    read = parallel.inside(teacher.model, read_context)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)              # else the student's clock would show the teacher's work
+                clock["teacher"] += time.perf_counter() - start
+
+            def score():
+                hidden = completion_states(student, [a.rollout.prompt_ids for a in batch], completions)
+                matrix = head(student)
+                if not teaches:
+                    out = nll_loss(hidden, matrix, ids, weights, sampled_logprobs=sampled, **options)
+                else:
+                    rows = slice(teacher.vocabulary)            # the padding of differently padded heads is left out
+                    out = distill_loss(hidden, matrix[rows], read, head(teacher.model)[rows], weights, top_k=top_k,
+                                       divergence=divergence, sampled_ids=ids, sampled_logprobs=sampled, **options)
+                return out.loss, out
+
             start = time.perf_counter()
-            with torch.no_grad(), autocast():
-                read = parallel.inside(teacher.model, lambda: completion_states(
-                    teacher.model, [a.teacher_ids for a in batch], completions))
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)                  # else the student's clock would show the teacher's work
-            clock["teacher"] += time.perf_counter() - start
-
-        def score():
-            hidden = completion_states(student, [a.rollout.prompt_ids for a in batch], completions)
-            matrix = head(student)
-            if method in NO_TEACHER:
-                out = nll_loss(hidden, matrix, ids, weights, sampled_logprobs=sampled, **options)
-            else:
-                rows = slice(teacher.vocabulary)                # the padding of differently padded heads is left out
-                out = distill_loss(hidden, matrix[rows], read, head(teacher.model)[rows], weights, top_k=top_k,
-                                   divergence=divergence, sampled_ids=ids, sampled_logprobs=sampled, **options)
-            return out.loss, out
-
-        start = time.perf_counter()
-        with autocast():
-            value, out = parallel.inside(student, score)
-        value.backward()
-        loss += value.item()
-        if batch[0].weight:                                     # not one of the padding
-            scored += len(ids)
-            gap += (out.student_logprobs - sampled).abs().sum().item()
-            if method not in NO_TEACHER:
-                lead += (out.teacher_logprobs - out.student_logprobs).sum().item()
-        clock["student"] += time.perf_counter() - start
+            with autocast():
+                value, out = parallel.inside(student, score)
+            value.backward()
+            loss += value.item()
+            if batch[0].weight:                                 # not one of the padding
+                scored += len(ids)
+                gap += (out.student_logprobs - sampled).abs().sum().item()
+                if teaches:
+                    lead += (out.teacher_logprobs - out.student_logprobs).sum().item()
+            clock["student"] += time.perf_counter() - start
     if method not in NO_TEACHER:
         parallel.release(teacher.model)
     loss, scored, gap, lead = parallel.total([loss, scored, gap, lead])

@@ -171,9 +171,11 @@ def fused_norms(model):
     norms = []
     for norm in model.modules() if model.device.type == "cuda" else ():
         weight, eps = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", None)
-        if isinstance(weight, torch.Tensor) and weight.dim() == 1 and eps is not None and "forward" not in vars(norm):
+        if type(weight) is torch.nn.Parameter and weight.dim() == 1 and eps is not None and "forward" not in vars(norm):
             trial = torch.linspace(-2, 3, len(weight), dtype=weight.dtype, device=weight.device)[None]
-            if torch.allclose(forward(norm, eps, trial), norm(trial), rtol=0.02, atol=0.02):
+            with torch.no_grad():
+                same = torch.allclose(forward(norm, eps, trial), norm(trial), rtol=0.02, atol=0.02)
+            if same:
                 norms.append(norm)
                 norm.forward = functools.partial(forward, norm, eps)
     try:
@@ -183,12 +185,17 @@ def fused_norms(model):
             del norm.forward
 
 
+def cache_dtype(dtype, device):
+    """Under autocast attention casts what it reads at every step; stored in that type, the cast happens once."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+
+
 def rows_in_memory(model, config, length):
     """Rows of `length` tokens whose cache and logits fit the memory of the model's device. It counts what this process
     has allocated, not what is free, so that the same run makes the same batches next time."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
+    per_token = 2 * config.num_hidden_layers * heads * size * cache_dtype(model.dtype, model.device.type).itemsize
     per_row = length * per_token + 16 * config.vocab_size    # logits, probabilities, one more
     memory = CPU_MEMORY
     if model.device.type == "cuda":
@@ -266,10 +273,8 @@ class BufferLayer(DynamicLayer):
         self.values = self.copy_rows([part.values for part in parts], counts, room)
 
     def copy_rows(self, parts, counts, room):
-        (_, heads, _, size), device = parts[0].shape, parts[0].device.type
-        # Under autocast attention casts what it reads at every step; stored in that type, the cast happens once.
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parts[0].dtype
-        shape = sum(counts), heads, self.length + room, size
+        _, heads, _, size = parts[0].shape
+        dtype, shape = cache_dtype(parts[0].dtype, parts[0].device.type), (sum(counts), heads, self.length + room, size)
         if self.column is None:
             buffer = parts[0].new_empty(shape, dtype=dtype)
         else:                           # the heads of a token side by side in memory, as flash attention wants them

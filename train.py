@@ -353,8 +353,9 @@ def sample(run, problems, *, k, **options):
     config = run.student.config.get_text_config(decoder=True)
     work = lambda rows: mopd.sample(run.student, run.tokenizer, problems, k=k, task=run.settings.task, max_rows=rows,
                                     max_new_tokens=run.settings.max_new_tokens, autocast=run.autocast, **options)
-    return checkpoint.within_memory(work, min(len(problems) * k, rows_in_memory(run.student, config, longest)),
-                                    fits=run.fits, alone=lambda rows: rows == 1, name="generating rollouts")
+    with run.autocast():                                    # which halves the cache
+        rows = min(len(problems) * k, rows_in_memory(run.student, config, longest))
+    return checkpoint.within_memory(work, rows, fits=run.fits, alone=lambda rows: rows == 1, name="generating rollouts")
 
 
 def evaluate(run) -> dict:
@@ -406,7 +407,7 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
             return metrics, view
 
         every = [dataclasses.replace(a, weight=1.0) for a in attempts]                # the token view reads all of them
-        alone = lambda size: all(len(batch) == 1 for batch in mopd.microbatches(every, size))
+        alone = lambda size: all(len(batch) == 1 for batch in mopd.microbatches(every, size, mopd.student_tokens))
         (metrics, view), more = checkpoint.within_memory(score, s.micro_tokens, fits=run.fits, alone=alone,
                                                       name="scoring tokens")
     lr, grad_norm = s.lr * min(1.0, step / max(1, s.warmup_steps)), None

@@ -630,7 +630,8 @@ def test_a_killed_sandbox_server_costs_no_verdict(victim):
         assert len(found) == 1
         timer = threading.Timer(delay, os.kill, (found[0], signal.SIGKILL))
         timer.start()
-        verdicts = verifiers.verify_batch("code", [program.format(n) for n in range(16)], [answer] * 16)
+        programs = [program.format(n) for n in range(8 * os.cpu_count())]
+        verdicts = verifiers.verify_batch("code", programs, [answer] * len(programs))
         assert not timer.is_alive()                              # it was killed at work
         assert all(verdict.correct for verdict in verdicts)
 

@@ -235,6 +235,7 @@ def test_a_run_on_a_gpu_agrees_with_the_cpu_and_can_go_on_there(folder, tmp_path
     for a, b in zip(steps_of(tmp_path / "cpu"), steps_of(tmp_path / "float32")):
         assert a.keys() == b.keys() and a.get("completion_tokens") == b.get("completion_tokens")
         assert a.get("loss") == pytest.approx(b.get("loss"), rel=1e-3) and (b.get("sampler_gap") or 0) < 1e-4
+        assert a.get("grad_norm") == pytest.approx(b.get("grad_norm"), rel=1e-3)
     gpu = replaced(flags(folder, tmp_path / "bfloat16"), "--device", "cuda")
     train.main(gpu)
     train.main(replaced(gpu, "--steps", 4) + ["--resume"])
