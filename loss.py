@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import torch
 
 DIVERGENCES = ("jsd", "forward", "reverse")
-BLOCK = 2 ** 20           # logits whose buffers stay in a CPU's cache (five of 4 MB) while some twenty passes go over them
+CHUNK_SIZE = {"cpu": 256, "cuda": 1024}                # tokens at once: on a GPU larger products run closer to its peak
+BLOCK = 2 ** 20             # logits whose buffers (five of 4 MB) stay in a CPU's cache while twenty passes go over them
 
 
 @dataclass
@@ -53,9 +54,8 @@ def distill_loss(student_hidden, student_head, teacher_hidden, teacher_head, wei
     top_k: compare the student's top_k tokens one by one and all other tokens as a single one.
     temperature divides both sides' logits. sampled_ids (N,) asks for the log-probabilities of these tokens. With
     sampled_logprobs (N,), the sampler's, and is_clip, weights are multiplied by min(exp(student - sampled), is_clip),
-    a constant for the gradient. Backward can run once. chunk_size: by default 256 on a CPU, 1024 on a GPU, where what
-    follows the products is compiled by torch.compile at the first call (seconds). Raises ValueError for arguments that
-    do not fit together.
+    a constant for the gradient. chunk_size: CHUNK_SIZE by default. Backward can run once. On a GPU the first call takes
+    seconds: torch.compile. Raises ValueError for arguments that do not fit together.
     """
     _check(student_hidden, student_head, weights, sampled_ids, sampled_logprobs, is_clip, temperature, chunk_size)
     _check_teacher(student_hidden, student_head, teacher_hidden, teacher_head, divergence, top_k)
@@ -151,7 +151,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _run(hidden, head, teacher, weights, ids, sampled_logprobs, options, chunk_size):
-    chunk_size = chunk_size or (256 if hidden.device.type == "cpu" else 1024)
+    chunk_size = chunk_size or CHUNK_SIZE.get(hidden.device.type, 256)
     with torch.autocast(hidden.device.type, enabled=False):
         loss, values = _ChunkedLoss.apply(hidden, head, teacher, weights.detach(), ids, sampled_logprobs, options,
                                           chunk_size, torch.is_grad_enabled())
@@ -179,7 +179,7 @@ def _logits(hidden, head, rows, buffers, name):
     out = _buffer(buffers, name, (len(rows), len(head)), hidden)
     if chunk.dtype != out.dtype:
         return out.copy_(chunk @ head.T)
-    for part, columns in zip(head.split(1024), out.split(1024, dim=1)):   # MKL takes a third longer for a tall head at once
+    for part, columns in zip(head.split(1024), out.split(1024, dim=1)):    # MKL takes a third longer for all at once
         torch.mm(chunk, part.T, out=columns)
     return out
 
@@ -199,7 +199,7 @@ def _finish(s, t, facts, options, dtype, buffers):
 
 @functools.cache
 def _fused():
-    """`_finish` for a GPU, compiled: four passes over the vocabulary instead of fifty. As it is where nothing compiles."""
+    """`_finish` for a GPU, compiled: three passes over the vocabulary, not fifty. As it is where nothing compiles."""
     def plain(s, t, facts, options, dtype):
         s, t = s.to(_wide(s)), None if t is None else t.to(_wide(t))
         values, weights = _differentiate(s, t, facts, options, None)

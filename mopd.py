@@ -383,16 +383,16 @@ def shared_hidden_states(model, prompts, completions) -> torch.Tensor:
 def completion_states(model, prompts, completions) -> torch.Tensor:
     """`shared_hidden_states` where at most half as many prompts as completions are distinct, else `hidden_states`."""
     shares = 2 * len(set(map(tuple, prompts))) <= len(prompts) and can_share(model)
-    shares = shares and head(model).device.type == "cpu"    # flash attention on a GPU reads whole rows faster than parts
+    shares = shares and head(model).device.type == "cpu"    # a GPU's flash kernel wants whole rows, and is faster so
     shares = shares and parallel.world() == 1           # else processes would gather the shards unequally often
     return (shared_hidden_states if shares else hidden_states)(model, prompts, completions)
 
 
 def teacher_states(model, batch, budget) -> torch.Tensor:
-    """The teacher's `completion_states` of a batch that the student's lengths have made: it reads more, so fewer at once.
-    Its states are small; the student's micro-batches need not shrink for its sake."""
-    found = {}
-    for part in microbatches(batch, budget, teacher_tokens):
+    """The teacher's `completion_states` of a batch made by the student's lengths: it reads more, so fewer at once. Its
+    states are small, and the student's micro-batches need not shrink for its sake."""
+    found = {}                                  # of several processes none may read more often than the others
+    for part in microbatches(batch, budget, teacher_tokens) if parallel.world() == 1 else [batch]:
         states = completion_states(model, [a.teacher_ids for a in part], [a.rollout.ids for a in part])
         found.update(zip(map(id, part), states.split([len(a.rollout.ids) for a in part])))
     return torch.cat([found[id(a)] for a in batch])
@@ -425,15 +425,11 @@ def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top
     clock = {"teacher": 0.0, "student": 0.0}
     loss, scored, gap, lead = 0.0, 0, 0.0, 0.0
     options = dict(temperature=temperature, is_clip=is_clip)
-    alone = parallel.world() == 1                       # of several processes none may read more often than the others
-    batches = microbatches(attempts, micro_tokens, student_tokens if alone else longer_tokens)
+    batches = microbatches(attempts, micro_tokens, student_tokens if parallel.world() == 1 else longer_tokens)
     while len(batches) % parallel.world():              # as many for every process; weight 0 adds nothing to anything
         batches.append([replace(batches[-1][-1], weight=0.0)])
     teaches = method not in NO_TEACHER
-    norms = contextlib.ExitStack()
-    for model in [student, *([teacher.model] if teaches else [])]:
-        norms.enter_context(fused_norms(model))
-    with norms:
+    with fused_norms(student, *([teacher.model] if teaches else [])):
         for batch in parallel.share(batches):
             completions, device = [a.rollout.ids for a in batch], head(student).device
             ids = torch.tensor([t for c in completions for t in c], device=device)                              # (N,)
@@ -441,15 +437,10 @@ def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top
             weights = torch.tensor([a.weight / (total if reduction == "token" else total * len(a.rollout.ids))
                                     for a in batch for _ in a.rollout.ids], device=device)                      # (N,)
 
-            def read_context():
-                if alone:
-                    return teacher_states(teacher.model, batch, micro_tokens)
-                return completion_states(teacher.model, [a.teacher_ids for a in batch], completions)
-
             if teaches:
                 start = time.perf_counter()
                 with torch.no_grad(), autocast():
-                    read = parallel.inside(teacher.model, read_context)
+                    read = parallel.inside(teacher.model, lambda: teacher_states(teacher.model, batch, micro_tokens))
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)              # else the student's clock would show the teacher's work
                 clock["teacher"] += time.perf_counter() - start
@@ -476,13 +467,13 @@ def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top
                 if teaches:
                     lead += (out.teacher_logprobs - out.student_logprobs).sum().item()
             clock["student"] += time.perf_counter() - start
-    if method not in NO_TEACHER:
+    if teaches:
         parallel.release(teacher.model)
     loss, scored, gap, lead = parallel.total([loss, scored, gap, lead])
     if seconds is not None:
         seconds.update(clock)
     return {"loss": loss, "sampler_gap": gap / scored if scored else None, "scored_tokens": int(scored),
-            "teacher_gap": lead / scored if scored and method not in NO_TEACHER else None}
+            "teacher_gap": lead / scored if scored and teaches else None}
 
 
 def describe(attempts) -> dict:

@@ -33,7 +33,7 @@ import mopd
 import parallel
 import peer_context
 import verifiers
-from loss import distill_loss
+from loss import CHUNK_SIZE, distill_loss
 
 VIEW_GROUPS, VIEW_TOKENS = 3, 400                # groups of an evaluated step in the token view; tokens of each rollout
 CONTEXTS = {"none": dict(method="opd"), "positive": dict(method="mopd", peers="positive"),          # for mopd.plan
@@ -55,11 +55,12 @@ def announce(run):
           f"at most {rows * s.max_new_tokens:,} new tokens a step")
     size = sum(p.numel() * p.element_size() for p in run.teacher.model.parameters()) / mega
     external = f", external teacher {size:,.0f} MiB" if run.teacher.kind == "external" else ""
+    chunk = CHUNK_SIZE.get(torch.device(s.device).type, 256)
     shards = f", 1/{parallel.world()} of it in each process" if parallel.world() > 1 else ""
     print(f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} {parameters * 4 * copies / mega:,.0f} "
           f"MiB{external}{shards}; logits: a whole step's would be "
-          f"{rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, the loss holds those of 256 tokens, "
-          f"{256 * vocabulary * 4 / mega:,.1f} MiB")
+          f"{rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, the loss holds those of {chunk} tokens, "
+          f"{chunk * vocabulary * 4 / mega:,.1f} MiB")
     if s.task == "code":
         print(verifiers.describe_isolation())
     if not run.held_out:

@@ -9,8 +9,10 @@ where u belongs to the rollout, not to the batch: rollout j of a prompt is a fun
 alone, up to the rounding of the model's own arithmetic, which varies a little with the shape of the batch.
 The log-probability of the sampled token comes out of the same pass. What differs from `model.generate`, which it
 replaces: each prompt is read once and its cache copied K times, finished rows leave the batch, the cache is written in
-place, no `torch.multinomial` (the slowest part of a step for a small model), no top-k 50 from a generation config; on a
-CPU in float32 the weights are copied into a layout that suits few rows, which takes their size in memory once more.
+place, no `torch.multinomial` (the slowest part of a step for a small model), no top-k 50 from a generation config. On a
+CPU in float32 the weights are copied into a layout that suits few rows, which takes their size in memory once more. On
+a GPU the kernels of one step are recorded and replayed, attention reads each row's cache once (`attention_kernel`), and
+norms are fused.
 
     groups = generate(model, [[1, 5, 7], [1, 9]], 8, max_new_tokens=64, stop_ids=[2])
     groups[1][0].ids, groups[1][0].logprobs, groups[1][0].stopped
@@ -162,27 +164,29 @@ def packed_weights(model, rows):
 
 
 @contextlib.contextmanager
-def fused_norms(model):
-    """RMS norms on a GPU run as torch's one kernel inside, not as the eight of transformers. Norms that compute something
-    else (Gemma's multiply by 1 + weight), which a trial tells, stay as they are."""
+def fused_norms(*models):
+    """RMS norms on a GPU run as torch's one kernel inside, not as the eight of transformers. Norms that compute
+    something else (Gemma's multiply by 1 + weight), which a trial tells, stay as they are."""
     def forward(norm, eps, x):
         return F.rms_norm(x.to(norm.weight.dtype), norm.weight.shape, norm.weight, eps)
 
-    norms = []
-    for norm in model.modules() if model.device.type == "cuda" else ():
+    def is_rms_norm(norm):
         weight, eps = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", None)
-        if type(weight) is torch.nn.Parameter and weight.dim() == 1 and eps is not None and "forward" not in vars(norm):
-            trial = torch.linspace(-2, 3, len(weight), dtype=weight.dtype, device=weight.device)[None]
-            with torch.no_grad():
-                same = torch.allclose(forward(norm, eps, trial), norm(trial), rtol=0.02, atol=0.02)
-            if same:
-                norms.append(norm)
-                norm.forward = functools.partial(forward, norm, eps)
+        if type(weight) is not torch.nn.Parameter or weight.dim() != 1 or eps is None or "forward" in vars(norm):
+            return False
+        trial = torch.linspace(-2, 3, len(weight), dtype=weight.dtype, device=weight.device)[None]
+        with torch.no_grad():
+            return (len(inspect.signature(norm.forward).parameters) == 1
+                    and torch.allclose(forward(norm, eps, trial), norm(trial), rtol=0.02, atol=0.02))
+
+    norms = [m for model in models if model.device.type == "cuda" for m in model.modules() if is_rms_norm(m)]
+    for norm in norms:
+        norm.forward = functools.partial(forward, norm, norm.variance_epsilon)
     try:
         yield
     finally:
         for norm in norms:
-            del norm.forward
+            vars(norm).pop("forward", None)                        # gone already where a model was named twice
 
 
 def cache_dtype(dtype, device):
@@ -274,17 +278,14 @@ class BufferLayer(DynamicLayer):
 
     def copy_rows(self, parts, counts, room):
         _, heads, _, size = parts[0].shape
-        dtype, shape = cache_dtype(parts[0].dtype, parts[0].device.type), (sum(counts), heads, self.length + room, size)
-        if self.column is None:
-            buffer = parts[0].new_empty(shape, dtype=dtype)
-        else:                           # the heads of a token side by side in memory, as flash attention wants them
-            buffer = parts[0].new_zeros(shape[0], shape[2], heads, size, dtype=dtype).transpose(1, 2)
+        dtype = cache_dtype(parts[0].dtype, parts[0].device.type)
+        # zeros: a masked weight of 0 times a stray NaN is NaN
+        buffer = parts[0].new_zeros(sum(counts), heads, self.length + room, size, dtype=dtype)
         slots = iter(buffer.split(counts))
         for part in parts:
             start = self.length - part.shape[2]
             for prompt, slot in zip(part, slots):  # broadcasts: no temporary of the whole size
                 slot[:, :, start:self.length] = prompt
-                slot[:, :, :start] = 0      # a masked weight of 0 times a stray NaN is NaN
         return buffer
 
     def update(self, key_states, value_states, *args, **kwargs):
@@ -335,8 +336,8 @@ if triton:
     def attention_kernel(query, key, value, output, first, used, scale, row_stride, head_stride, column_stride,
                          GROUP: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constexpr, SIZES: tl.constexpr,
                          COLUMNS: tl.constexpr):
-        """One program reads the cache of one row and head once, for all query heads that share it, with a running softmax.
-        torch's kernels for this read what is masked, copy the cache for each query head, or are made for long queries.
+        """One program reads the cache of one row and head once, for all query heads that share it, with a running
+        softmax. torch's kernels read what is masked, copy the cache for each query head, or are made for long queries.
         GROUPS, SIZES: GROUP and SIZE rounded up to what the tensor cores take."""
         row, head = tl.program_id(0), tl.program_id(1)
         g, d = tl.arange(0, GROUPS)[:, None], tl.arange(0, SIZES)[None, :]
@@ -465,7 +466,8 @@ class Sampler:
 
 
 class Batch:
-    """Rollouts in flight. All that changes from step to step is a tensor that changes in place."""
+    """Rollouts in flight. What changes from step to step is in tensors, which change in place: so a step can be
+    recorded. `column` is None where it will not be; then the cache and the mask grow with each step."""
 
     def __init__(self, sampler, prompts, counts, uniforms):
         device, length = sampler.model.device, len(prompts[0])
@@ -477,8 +479,8 @@ class Batch:
         self.column = column if sampler.records else None
         self.cache, logits, padding = sampler.prefill(prompts, counts, self.column)
         # One entry per slot: which row it holds, its last token and the token's position, whether the row has ended.
-        self.row, self.token, self.padding = torch.arange(len(padding), device=device), torch.zeros_like(padding), padding
-        self.positions, self.ended = (length - 1 - padding)[:, None], padding < 0
+        self.row, self.token = torch.arange(len(padding), device=device), torch.zeros_like(padding)
+        self.positions, self.padding, self.ended = (length - 1 - padding)[:, None], padding, padding < 0
         self.is_padded = len(prompts[-1]) < length
         self.mask = torch.arange(length + sampler.max_new_tokens, device=device) >= padding[:, None]
         self.draw(logits)
@@ -507,6 +509,7 @@ class Batch:
             seen = self.mask[:, :self.length + self.drawn] if self.is_padded else None
             seen = seen[:, None, None] if self.is_padded and sampler.mask_4d else seen
             logits, _ = sampler.forward(self.token[:, None], seen, self.positions, self.cache)
+            self.held = logits      # until the next have come: memory given back and taken anew costs more than a pass
         self.draw(logits)
 
     def record(self):

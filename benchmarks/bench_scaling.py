@@ -3,8 +3,7 @@
 A Llama of random float32 weights (hidden 128, 4 layers), 4 problems of 64 tokens, contrastive contexts, EMA teacher,
 every rollout run to the limit. One quantity varies at a time around K 8, 64 tokens, vocabulary 32,768; each row runs in
 a process of its own. Memory is the peak resident set during the steps above what was resident before the first; the
-column "loss" is the part of it that the chunked divergence allocates on a CPU: two chunk x V buffers (on a GPU five)
-and the head's gradient.
+column "loss" is the part of it that the chunked divergence allocates: two chunk x V buffers and the head's gradient.
 
     python benchmarks/bench_scaling.py                      # about 15 minutes on two CPU cores
 """

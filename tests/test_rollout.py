@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -461,6 +462,27 @@ def test_attention_that_the_sampler_does_not_have_is_refused():
     x = torch.zeros(2, 1, 1, 8)
     with pytest.raises(ValueError, match="wants more of attention"):
         rollout.attend(torch.nn.Identity(), x, x, x, None, first=torch.zeros(2).int(), used=torch.ones(2).int(), softcap=30.0)
+
+
+@pytest.mark.parametrize("kind, norms", [("llama", 7), ("qwen3", 13), ("gemma3", 0), ("gpt2", 0)])
+def test_fused_norms_compute_the_same_and_leave_no_trace(kind, norms):
+    """As on a GPU, but for the device: RMS norms are replaced, layer norms and Gemma's (1 + weight) are not."""
+    model = tiny(kind, torch.float32)
+    with torch.no_grad():
+        for module in model.modules():
+            if "Norm" in type(module).__name__ and kind != "gemma3":
+                module.weight.uniform_(0.5, 1.5)
+    ids = torch.tensor([PROMPTS[1]])
+    expected = model(ids).logits
+    gpu = SimpleNamespace(device=torch.device("cuda"), modules=model.modules)
+    with rollout.fused_norms(gpu, gpu):
+        assert sum("forward" in vars(module) for module in model.modules()) == norms
+        torch.testing.assert_close(model(ids).logits, expected)
+    with pytest.raises(RuntimeError), rollout.fused_norms(gpu):
+        raise RuntimeError
+    assert not any("forward" in vars(module) for module in model.modules())
+    with rollout.fused_norms(model):                                    # on a CPU
+        assert not any("forward" in vars(module) for module in model.modules())
 
 
 KERNEL = """
