@@ -356,28 +356,27 @@ def hidden_states(model, prompts, completions) -> torch.Tensor:
 def shared_hidden_states(model, prompts, completions) -> torch.Tensor:
     """`hidden_states` that reads each distinct prompt once, copies its cache to its completions and reads only them.
 
-    The K rollouts of a group share the student's prompt. Gradients flow back through the copies. Prompts of one length
-    go together, so that nothing is padded on the left.
+    The K rollouts of a group share the student's prompt. Gradients flow back through the copies. Shorter prompts are
+    padded on the right, where a mask hides the padding from the completions: no row is ever without anything to see.
     """
-    device, hidden, lengths = head(model).device, [None] * len(prompts), {}
-    for n, prompt in enumerate(prompts):
-        lengths.setdefault(len(prompt), {}).setdefault(tuple(prompt), []).append(n)
-    for groups in lengths.values():
-        cache, mates = DynamicCache(config=model.config), list(groups.values())
-        last = model.base_model(input_ids=torch.tensor(list(groups), device=device), past_key_values=cache,
-                                use_cache=True).last_hidden_state[:, -1:]       # predicts the first completion token
-        source = torch.arange(len(mates), device=device).repeat_interleave(torch.tensor([*map(len, mates)]).to(device))
-        rows, states = sum(mates, []), last[source]
-        ids = torch.zeros(len(rows), max(len(completions[n]) for n in rows) - 1, dtype=torch.long)
-        for r, n in enumerate(rows):
-            ids[r, :len(completions[n]) - 1] = torch.tensor(completions[n][:-1], dtype=torch.long)
-        if ids.shape[1]:
-            cache.batch_select_indices(source)
-            read = model.base_model(input_ids=ids.to(device), past_key_values=cache, use_cache=True).last_hidden_state
-            states = torch.cat([states, read], dim=1)
-        for state, n in zip(states, rows):
-            hidden[n] = state[:len(completions[n])]
-    return _product_dtype(torch.cat(hidden))
+    device, cache = head(model).device, DynamicCache(config=model.config)
+    number = {prompt: n for n, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    source = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=device)
+    ends = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    longest, steps = max(map(len, prompts)), max(map(len, completions)) - 1
+    ids = torch.tensor([list(prompt) + [0] * (longest - len(prompt)) for prompt in number], device=device)
+    read = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+    states = read[source, ends - 1][:, None]                     # predicts the first completion token
+    if steps:
+        cache.batch_select_indices(source)
+        ids = torch.tensor([completion[:-1] + [0] * (steps + 1 - len(completion)) for completion in completions],
+                           device=device)
+        column = torch.arange(longest + steps, device=device)
+        seen = (column < ends[:, None]) | (column >= longest)
+        read = model.base_model(input_ids=ids, attention_mask=seen, position_ids=ends[:, None] + column[:steps],
+                                past_key_values=cache, use_cache=True).last_hidden_state
+        states = torch.cat([states, read], dim=1)
+    return _product_dtype(torch.cat([row[:len(completion)] for row, completion in zip(states, completions)]))
 
 
 def completion_states(model, prompts, completions) -> torch.Tensor:
@@ -402,8 +401,8 @@ def can_share(model) -> bool:
     """Whether the model's cache is nothing but keys and values, and kept: recomputation, in train mode, drops it, and
     models without a cache (OpenAI-GPT, RWKV) swallow the argument."""
     layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    takes_one = "past_key_values" in inspect.signature(model.base_model.forward).parameters
-    return takes_one and layers == {DynamicLayer} and not model.training
+    takes = {"past_key_values", "position_ids"} <= set(inspect.signature(model.base_model.forward).parameters)
+    return takes and layers == {DynamicLayer} and not model.training
 
 
 def _product_dtype(hidden):
