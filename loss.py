@@ -9,7 +9,7 @@ Needs torch only, and knows nothing of models, prompts or rollouts: it sees hidd
         "jsd"      KL(p || m) / 2 + KL(q || m) / 2,  m = (p + q) / 2
 
 All logits at once would be N x V. Here each chunk of tokens gets its logits, its divergence and, because the gradients
-have closed forms, its share of the gradients at once; then its buffers are reused. Backward only scales the result.
+have closed forms, its share of the gradients at once; then the next has its memory. Backward only scales the result.
 Unlike the usual distillation loss there is no T^2 factor, and top-k keeps the rest of the vocabulary as one bucket.
 
     out = distill_loss(student_hidden, student.lm_head.weight, teacher_hidden, teacher.lm_head.weight, weights)
@@ -219,7 +219,7 @@ def _fused():
         except Exception as error:                                 # of many kinds: no Triton, no C compiler, ...
             if compiled is plain:
                 raise
-            warnings.warn(f"torch.compile does not work here, the loss is slower without: {str(error).splitlines()[0]}")
+            warnings.warn(f"torch.compile does not work here, the loss is slower without: {error!r}")
             compiled = plain
             return plain(s, t, facts, options, dtype)
     return fused

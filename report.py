@@ -34,6 +34,7 @@ import parallel
 import peer_context
 import verifiers
 from loss import CHUNK_SIZE, distill_loss
+from rollout import fused_norms
 
 VIEW_GROUPS, VIEW_TOKENS = 3, 400                # groups of an evaluated step in the token view; tokens of each rollout
 CONTEXTS = {"none": dict(method="opd"), "positive": dict(method="mopd", peers="positive"),          # for mopd.plan
@@ -269,22 +270,23 @@ def read_tokens(student, teacher, versions, *, temperature, budget, limit=None, 
     place = {id(a): n for n, a in enumerate(longest)}
     found = {name: [None] * len(longest) for name in versions}
     read = lambda model, prompts, ids: parallel.inside(model, lambda: mopd.hidden_states(model, prompts, ids))
-    for batch in mopd.microbatches(longest, budget):
-        with autocast():
-            own = read(student, [a.rollout.prompt_ids for a in batch], [a.rollout.ids[:limit] for a in batch])
-        own = own.split([len(a.rollout.ids[:limit]) for a in batch])
-        own_top = [likeliest(states, mopd.head(student)[:teacher.vocabulary], temperature, top) for states in own]
-        for name, copies in versions.items():
-            rows = [r for r, a in enumerate(batch) if copies[place[id(a)]].weight]
-            if rows:
-                ids = [batch[r].rollout.ids[:limit] for r in rows]
-                with autocast():
-                    states = read(teacher.model, [copies[place[id(batch[r])]].teacher_ids for r in rows], ids)
-                mine = torch.cat([own[r] for r in rows])
-                values, tops = compare(mine, student, states, teacher, ids, temperature, top)
-                for r, end in zip(rows, itertools.accumulate(map(len, ids))):
-                    span = slice(end - len(own[r]), end)
-                    found[name][place[id(batch[r])]] = Reading(*values[:, span], own_top[r], tops[span])
+    with fused_norms(student, teacher.model):                        # as in training
+        for batch in mopd.microbatches(longest, budget):
+            with autocast():
+                own = read(student, [a.rollout.prompt_ids for a in batch], [a.rollout.ids[:limit] for a in batch])
+            own = own.split([len(a.rollout.ids[:limit]) for a in batch])
+            own_top = [likeliest(states, mopd.head(student)[:teacher.vocabulary], temperature, top) for states in own]
+            for name, copies in versions.items():
+                rows = [r for r, a in enumerate(batch) if copies[place[id(a)]].weight]
+                if rows:
+                    ids = [batch[r].rollout.ids[:limit] for r in rows]
+                    with autocast():
+                        states = read(teacher.model, [copies[place[id(batch[r])]].teacher_ids for r in rows], ids)
+                    mine = torch.cat([own[r] for r in rows])
+                    values, tops = compare(mine, student, states, teacher, ids, temperature, top)
+                    for r, end in zip(rows, itertools.accumulate(map(len, ids))):
+                        span = slice(end - len(own[r]), end)
+                        found[name][place[id(batch[r])]] = Reading(*values[:, span], own_top[r], tops[span])
     for model in (teacher.model, student):
         parallel.release(model)
     return found

@@ -11,8 +11,8 @@ The log-probability of the sampled token comes out of the same pass. What differ
 replaces: each prompt is read once and its cache copied K times, finished rows leave the batch, the cache is written in
 place, no `torch.multinomial` (the slowest part of a step for a small model), no top-k 50 from a generation config. On a
 CPU in float32 the weights are copied into a layout that suits few rows, which takes their size in memory once more. On
-a GPU the kernels of one step are recorded and replayed, attention reads each row's cache once (`attention_kernel`), and
-norms are fused.
+a GPU the kernels of one step are recorded and replayed (unless the model has hooks, as a sharded one has), attention
+reads each row's cache once (`attention_kernel`), and norms are fused.
 
     groups = generate(model, [[1, 5, 7], [1, 9]], 8, max_new_tokens=64, stop_ids=[2])
     groups[1][0].ids, groups[1][0].logprobs, groups[1][0].stopped
@@ -22,6 +22,7 @@ import functools
 import hashlib
 import inspect
 import warnings
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -32,13 +33,14 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 try:
     import triton
     import triton.language as tl
-except ImportError:                  # builds of torch for a CPU come without
+except ImportError:                     # builds of torch for a CPU come without
     triton = None
 
 PREFILL_TOKENS = 8192        # prompt tokens, padding included, that go through the model at once
 CPU_MEMORY = 2 * 2**30       # bytes of cache and logits for one batch on a CPU, where larger batches gain nothing
 GPU_SHARE = 0.45             # on a GPU: this share of what the process has not allocated
 BLOCK = 128                  # vocabulary entries that share one partial sum in `invert_cdf`
+UNRECORDABLE = weakref.WeakSet()            # models that a GPU could not record a step of
 
 
 @dataclass
@@ -80,7 +82,8 @@ def generate(model, prompts, k, *, max_new_tokens, stop_ids, temperature=1.0, se
     # not inference_mode: what a module keeps from here may meet autograd
     pays = max_new_tokens > 8                  # packing takes about as long as it saves in so many steps
     packed = packed_weights(model, min(max_rows, k * len(prompts))) if pays else contextlib.nullcontext()
-    with eval_mode(model), torch.no_grad(), packed, fused_norms(model):
+    here = torch.cuda.device(model.device) if model.device.type == "cuda" else contextlib.nullcontext()
+    with here, eval_mode(model), torch.no_grad(), packed, fused_norms(model):
         for batch in plan_batches(prompts, k, max_rows, same_length=not sampler.can_pad):
             counts = [len(js) for _, js in batch]
             rows = [(p, j) for p, js in batch for j in js]
@@ -312,23 +315,43 @@ class BufferLayer(DynamicLayer):
             setattr(self, name, buffer[:len(beam_idx)])
 
 
-def attend(module, query, key, value, mask, *, first, used, scaling=None, **options):
+def attend(module, query, key, value, attention_mask=None, scaling=None, *, first, used, **options):
     """Attention of one new token per row, (R, heads, 1, size), over `used` columns of its buffer from `first` on, both
     (R,): how far a row has come is in tensors, not in shapes, so that the step can be recorded."""
     if any(options.get(name) is not None for name in ("softcap", "sliding_window", "s_aux", "position_bias")):
         raise ValueError(f"{type(module).__name__} wants more of attention than this sampler has")
     rows, heads, capacity, size = key.shape
-    query = query.to(key.dtype).reshape(rows, heads, -1, size)              # query heads that share a head of the cache
-    if key.is_cuda and triton and key.dtype.itemsize == 2 and value.shape == key.shape:
+    query = query.to(key.dtype).reshape(rows, heads, -1, size).contiguous()         # grouped by their head of the cache
+    if key.dtype.itemsize == 2 and value.shape == key.shape and kernel_works(key.device.type):
         output = torch.empty_like(query)
-        attention_kernel[rows, heads](
-            query, key, value, output, first, used, scaling or size**-0.5, *key.stride()[:3], query.shape[2], size,
-            max(16, triton.next_power_of_2(query.shape[2])), triton.next_power_of_2(size), 64)
+        launch_attention(query, key, value, output, first, used, scaling or size**-0.5)
     else:
         column = torch.arange(capacity, device=key.device)
         seen = (column >= first[:, None]) & (column < (first + used)[:, None])
         output = F.scaled_dot_product_attention(query, key, value, seen[:, None, None], scale=scaling)
     return output.reshape(rows, 1, -1, value.shape[3]), None
+
+
+def launch_attention(query, key, value, output, first, used, scale):
+    """`attention_kernel` for all rows and heads; query and output (R, heads of the cache, queries of each, size)."""
+    rows, heads, group, size = query.shape
+    attention_kernel[rows, heads](query, key, value, output, first, used, scale, *key.stride()[:3], group, size,
+                                  max(16, triton.next_power_of_2(group)), max(16, triton.next_power_of_2(size)), 64)
+
+
+@functools.cache
+def kernel_works(device):
+    """Whether this is a GPU and Triton is here and can compile for it, for which it needs a C compiler, too."""
+    if triton is None or device != "cuda":
+        return False
+    x = torch.zeros(1, 1, 1, 16, dtype=torch.bfloat16, device="cuda")
+    one = torch.ones(1, dtype=torch.long, device="cuda")
+    try:
+        launch_attention(x, x, x, torch.empty_like(x), one - 1, one, 1.0)
+    except Exception as error:                                     # of many kinds
+        warnings.warn(f"Triton does not work here, decoding is slower without: {error!r}")
+        return False
+    return True
 
 
 if triton:
@@ -362,9 +385,6 @@ if triton:
         tl.store(output + at, (mean / total[:, None]).to(q.dtype), inside)
 
 
-AttentionInterface.register("rollout", attend)
-
-
 class Sampler:
     """What stays the same from batch to batch: the model, what its forward takes, and how to draw a token."""
 
@@ -387,16 +407,15 @@ class Sampler:
         # On a GPU most of a step is the time to launch its kernels one by one: record them once, replay them at once.
         # The model must take attention from outside, and nothing may run in Python at each step (hooks, as of FSDP).
         self.records = (model.device.type == "cuda" and self.mask_4d and self.can_pad
-                        and getattr(model, "_supports_attention_backend", False)
-                        and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+                        and getattr(model, "_supports_attention_backend", False) and model not in UNRECORDABLE
                         and getattr(config, "attn_logit_softcapping", None) is None
                         and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()))
 
-    def forward(self, ids, mask, positions, cache, **options):
+    def forward(self, ids, mask, positions, cache):
         """Logits (R, V) of the last position, in the model's dtype, and the cache."""
         if self.can_pad:
-            options["position_ids"] = positions
-        output = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, **self.options, **options)
+            self.options["position_ids"] = positions
+        output = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, **self.options)
         return output.logits[:, -1], getattr(output, "past_key_values", None)
 
     def draw(self, logits, u):
@@ -449,9 +468,10 @@ class Sampler:
                 if living <= (0.5 if self.records else 0.875) * len(batch.ended):
                     batch.shrink(living)
                     step = batch.step
-            step()
-            if self.records and step == batch.step:         # the first step of a shape has warmed it up
+            if self.records and step == batch.step and t + 1 < self.max_new_tokens:
                 step = batch.record()
+            else:
+                step()
         self.progress(living)
         return self.collect(batch.ids, batch.logprobs)
 
@@ -499,10 +519,11 @@ class Batch:
         """Read the last tokens and draw the next."""
         config, sampler = self.sampler.config, self.sampler
         if self.column is not None:
+            now = functools.partial(attend, first=self.padding, used=self.positions[:, 0] + 1)
+            AttentionInterface.register("rollout", now)
             before, config._attn_implementation = config._attn_implementation, "rollout"
             try:
-                logits, _ = sampler.forward(self.token[:, None], None, self.positions, self.cache,
-                                            first=self.padding, used=self.positions[:, 0] + 1)
+                logits, _ = sampler.forward(self.token[:, None], None, self.positions, self.cache)
             finally:
                 config._attn_implementation = before
         else:
@@ -513,17 +534,36 @@ class Batch:
         self.draw(logits)
 
     def record(self):
-        """What does the next steps: the replay of one recorded here, or `step` where the model cannot be recorded."""
-        graph = torch.cuda.CUDAGraph()
+        """Do a step, which warms up its shape, and return what does the next ones: the replay of one that is recorded
+        here, or `step` where that cannot be, as with a model that waits for the device to read a value."""
+        fault = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")                                          # "prototype feature"
+            before = torch.cuda.get_sync_debug_mode()
+            torch.cuda.set_sync_debug_mode("error")                                  # waits shall fail now, not below
         try:
-            with torch.cuda.stream(torch.cuda.current_stream()):            # put back also where recording fails
-                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                    self.step()
+            self.step()
         except RuntimeError as error:
-            warnings.warn(f"decoding steps are not recorded, hence slower: {str(error).splitlines()[0]}")
-            self.sampler.records = False
-            return self.step
-        return graph.replay
+            fault = error
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        if fault:
+            self.step()                 # that one had come no further than the model; any other error comes again
+        else:
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.stream(torch.cuda.current_stream()):                 # put back also where it fails
+                    with torch.cuda.graph(graph, stream=recording_stream(self.row.device),
+                                          capture_error_mode="thread_local"):
+                        self.step()
+                return graph.replay
+            except RuntimeError as error:
+                fault = error
+        model = self.sampler.model
+        warnings.warn(f"decoding steps of {type(model).__name__} are not recorded, hence slower: {fault!r}")
+        UNRECORDABLE.add(model)
+        self.sampler.records = False
+        return self.step
 
     def shrink(self, living):
         """Leave out the rows that have ended: their slots take living rows from behind."""
@@ -532,3 +572,9 @@ class Batch:
         self.cache.reorder_cache(keep)
         for name in ("row", "token", "positions", "padding", "mask", "ended"):
             setattr(self, name, getattr(self, name)[keep])
+
+
+@functools.cache
+def recording_stream(device):
+    """torch's own belongs to the first device that recorded anything."""
+    return torch.cuda.Stream(device)

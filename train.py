@@ -312,6 +312,7 @@ def load(settings):
         if dropout:
             raise ValueError(f"--gradient-checkpointing would train under dropout: set {dropout[0]} to 0 in the config")
         student.gradient_checkpointing_enable()
+        student.disable_input_require_grads()           # a hook for frozen embeddings; rollouts are slower with hooks
     teacher = mopd.make_teacher(s.teacher if s.teaches else "current", student, tokenizer, *external)
     return student, tokenizer, teacher, train, held_out, inputs
 
@@ -323,7 +324,7 @@ def prepare(settings) -> Run:
     for model in (student, teacher.model):
         parallel.shard(model, device=s.device, dtype=s.dtype)
     optimizer = torch.optim.AdamW(student.parameters(), lr=s.lr, weight_decay=s.weight_decay,
-                                  fused=torch.device(s.device).type == "cuda")      # else a copy of all weights at each step
+                                  fused=torch.device(s.device).type == "cuda")     # else it copies all weights at each step
     autocast = functools.partial(torch.autocast, torch.device(s.device).type, torch.bfloat16)
     run = Run(s, Path(s.out), student, tokenizer, teacher, optimizer, train, held_out, inputs,
               autocast if s.dtype == "bfloat16" else contextlib.nullcontext)

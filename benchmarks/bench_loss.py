@@ -1,7 +1,7 @@
 """Time and extra memory of the chunked divergence against the naive one, Liger's and the bare matrix products.
 
 Needs torch, and liger-kernel (benchmarks/requirements.txt) where Liger is to be measured. Every ratio comes from pairs
-in one process, forward and backward, median and range; memory is measured in a fresh process per contender. Measure on
+in one process, forward and backward, median and range; memory, on a CPU, in a fresh process per contender. Measure on
 an idle machine: other load hits many short parallel operations, such as ours, hardest (OMP_NUM_THREADS=1 avoids that).
 
     python benchmarks/bench_loss.py                                                    # two minutes or more on a CPU

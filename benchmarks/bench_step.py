@@ -4,7 +4,7 @@ peak memory, and model FLOPs utilisation (MFU) of the teacher's and the student'
 Float32 weights, an EMA teacher, AdamW, bfloat16 compute on a GPU, contrastive contexts, every rollout run to the limit;
 a checksum of the text says which rollouts succeed, so that about half do, after the math verifier has read them all.
 
-    python benchmarks/bench_step.py --shape qwen3-1.7b                         # on a GPU; 38 GB for weights and moments
+    python benchmarks/bench_step.py --shape qwen3-1.7b                         # on a GPU; 68 GB
     python benchmarks/bench_step.py --shape llama-17m --problems 8 --new-tokens 64 --steps 3             # on a CPU
 """
 
@@ -64,6 +64,7 @@ def main():
     student.config.eos_token_id = student.generation_config.eos_token_id = None
     if args.gradient_checkpointing:
         student.gradient_checkpointing_enable()
+        student.disable_input_require_grads()
     mopd.verify_batch = checksum_verdicts
     teacher = mopd.make_teacher("ema", student, tokenizer)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=on_gpu)
@@ -103,8 +104,9 @@ def main():
               flush=True)
     scored = [a for a in attempts if a.weight]
     tokens = sum(len(a.rollout.ids) for a in scored)
-    work = {"teacher": flops(teacher.model, [len(a.teacher_ids + a.rollout.ids) for a in scored], tokens),
-            "student": 3 * flops(student, [len(a.rollout.prompt_ids + a.rollout.ids) for a in scored], tokens)}
+    of_head = 2 * mopd.head(teacher.model).numel() * tokens                  # the loss multiplies with the teacher's, too
+    work = {"teacher": flops(teacher.model, [mopd.teacher_tokens(a) for a in scored], 0),
+            "student": 3 * flops(student, [mopd.student_tokens(a) for a in scored], tokens) + of_head}
     median = {k: statistics.median(r[k] for r in rows[1:] or rows) for k in rows[0]}
     generated = sum(len(a.rollout.ids) for a in attempts)
     print(f"step {median['all']:.2f} s: " + ", ".join(

@@ -1,6 +1,8 @@
 """The chunked loss against the plain one, against numbers worked out by hand, and against its own promises."""
 
 import math
+import shutil
+import warnings
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from loss import DIVERGENCES, DistillOutput, distill_loss, naive_distill_loss, nll_loss
+from loss import _differentiate as differentiate
+from loss import _fused as fused
 
 N, D, V = 11, 16, 60
 LOSSES = pytest.mark.parametrize("loss", [distill_loss, naive_distill_loss])
@@ -426,7 +430,35 @@ def test_nothing_larger_than_a_chunk_of_logits_is_ever_alive(divergence, top_k, 
 @pytest.mark.parametrize("top_k", [None, 7])
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 def test_cuda_agrees_with_the_naive_loss(divergence, top_k, dtype, tolerance):
-    args, sampled = problem(n=64, d=32, v=500, dtype=dtype, scale=0.6, device="cuda")
+    torch._dynamo.reset()                                          # it compiles only so many kinds of one function
+    fused.cache_clear()
+    args, sampled = problem(n=65, d=32, v=500, dtype=dtype, scale=0.6, device="cuda")
     options = dict(divergence=divergence, top_k=top_k, temperature=0.7, is_clip=1.5, **sampled)
     assert_same(with_gradients(distill_loss, args, chunk_size=16, **options),
                 with_gradients(naive_distill_loss, args, **options), rtol=tolerance, atol=tolerance / 20)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("divergence, k", [("jsd", None), ("forward", None), ("reverse", 7), ("nll", None)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_gpu_compiles_computes_the_same(divergence, k, dtype):
+    """The code is the GPU's, only compiled for a CPU."""
+    torch._dynamo.reset()
+    fused.cache_clear()
+    generator = torch.Generator().manual_seed(0)
+    for n in (20, 7, 1):                                           # the last chunks of a batch are shorter
+        s, t = (torch.randn(n, 300, generator=generator).to(dtype) for _ in "st")
+        t = None if divergence == "nll" else t
+        facts = [torch.rand(n, generator=generator), torch.randint(300, (n,), generator=generator),
+                 -5 * torch.rand(n, generator=generator)]
+        options = (divergence, k, 0.7, 2.0)
+        plain, its_t = s.clone().float(), None if t is None else t.clone().float()
+        values, weights = differentiate(plain, its_t, facts, options, None)
+        with warnings.catch_warnings(action="error"):              # none of falling back
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            found = fused()(s.clone(), None if t is None else t.clone(), facts, options, dtype)
+        assert_close = torch.testing.assert_close
+        assert_close(found[0], values, rtol=1e-5, atol=1e-6), assert_close(found[1], weights, rtol=1e-5, atol=1e-6)
+        assert found[2].dtype == dtype
+        assert_close(found[2].float(), plain, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-7)

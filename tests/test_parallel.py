@@ -95,7 +95,10 @@ def assert_same_run(one, many, *, rounding=1e-5):
     for a, b in zip(expected, found):
         assert a.keys() == b.keys()
         for name in a.keys() - {"seconds", "sampler_gap"}:              # sampler_gap is nothing but rounding
-            assert b[name] == (a[name] if a[name] is None else pytest.approx(a[name], rel=rounding)), (a["step"], name)
+            # teacher_gap is a mean of differences between numbers of about 3, of which float32 knows 2e-7
+            spacing = 2e-7 if name == "teacher_gap" else 0
+            assert b[name] == (a[name] if a[name] is None else pytest.approx(a[name], rel=rounding, abs=spacing)), \
+                (a["step"], name)
     assert_close(lines(one / "tokens.jsonl"), lines(many / "tokens.jsonl"))
     first = next(line for line in found if "loss" in line)
     assert first["loss"] != 0 and first["grad_norm"] > 0 and first["groups_mixed"]          # or anything would be equal
@@ -347,8 +350,7 @@ def test_a_second_ctrl_c_ends_all_at_once_and_so_does_a_dead_torchrun(untied, tm
 def test_four_processes_and_resumes_between_one_two_and_four(tied, untied, tmp_path, monkeypatch):
     """Four processes for three problems: one has none to sample and must still come to every meeting.
 
-    The single process does not share prompts here: what that rounds otherwise has grown, by step 5, to 2.4e-5 of
-    teacher_gap, a difference of nearly equal numbers.
+    The single process does not share prompts here: what that rounds otherwise grows from step to step.
     """
     monkeypatch.setattr(mopd, "can_share", lambda model: False)
     for name, folder in (("tied", tied), ("untied", untied)):
