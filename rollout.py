@@ -526,6 +526,7 @@ class Batch:
                 logits, _ = sampler.forward(self.token[:, None], None, self.positions, self.cache)
             finally:
                 config._attn_implementation = before
+                AttentionInterface.register("rollout", attend)              # without this step's tensors
         else:
             seen = self.mask[:, :self.length + self.drawn] if self.is_padded else None
             seen = seen[:, None, None] if self.is_padded and sampler.mask_4d else seen
@@ -576,5 +577,5 @@ class Batch:
 
 @functools.cache
 def recording_stream(device):
-    """torch's own belongs to the first device that recorded anything."""
+    """One for each device: torch's own belongs to the first that recorded anything."""
     return torch.cuda.Stream(device)

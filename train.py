@@ -311,7 +311,7 @@ def load(settings):
                    if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float) and value > 0]
         if dropout:
             raise ValueError(f"--gradient-checkpointing would train under dropout: set {dropout[0]} to 0 in the config")
-        student.gradient_checkpointing_enable()
+        getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)()   # its newer name
         student.disable_input_require_grads()           # a hook for frozen embeddings; rollouts are slower with hooks
     teacher = mopd.make_teacher(s.teacher if s.teaches else "current", student, tokenizer, *external)
     return student, tokenizer, teacher, train, held_out, inputs

@@ -458,6 +458,27 @@ def test_steps_of_fixed_shape_give_the_same_rollouts(kind, monkeypatch):
     assert model.config._attn_implementation == before
 
 
+def test_a_step_that_waits_for_the_device_is_taken_again_and_never_recorded(monkeypatch):
+    """As on a GPU, but that the wait is made up."""
+    model, options = tiny(), dict(max_new_tokens=20, stop_ids=range(2, 12))
+    expected = generate(model, PROMPTS, 4, **options)
+    record, mode, forward = rollout.Batch.record, [0], model.model.norm.forward
+    with_fixed_shapes(monkeypatch)
+    monkeypatch.setattr(rollout.Batch, "record", record)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: mode[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode.append)
+
+    def waits(x):
+        if mode[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return forward(x)
+    monkeypatch.setattr(model.model.norm, "forward", waits)
+    with pytest.warns(UserWarning, match="LlamaForCausalLM are not recorded.*synchronizing"):
+        found = generate(model, PROMPTS, 4, **options)
+    assert [(r.ids, r.stopped) for r in flat(found)] == [(r.ids, r.stopped) for r in flat(expected)]
+    assert mode == [0, "error", 0] and model in rollout.UNRECORDABLE
+
+
 def test_attention_that_the_sampler_does_not_have_is_refused():
     x = torch.zeros(2, 1, 1, 8)
     with pytest.raises(ValueError, match="wants more of attention"):
