@@ -373,8 +373,11 @@ def shared_hidden_states(model, prompts, completions) -> torch.Tensor:
                            device=device)
         column = torch.arange(longest + steps, device=device)
         seen = (column < ends[:, None]) | (column >= longest)
-        read = model.base_model(input_ids=ids, attention_mask=seen, position_ids=ends[:, None] + column[:steps],
-                                past_key_values=cache, use_cache=True).last_hidden_state
+        # What pads a short completion gets no position that no row has: it might be beyond the model's last.
+        last = ends + torch.tensor([max(0, len(completion) - 2) for completion in completions], device=device)
+        positions = torch.minimum(ends[:, None] + column[:steps], last[:, None])
+        read = model.base_model(input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache,
+                                use_cache=True).last_hidden_state
         states = torch.cat([states, read], dim=1)
     return _product_dtype(torch.cat([row[:len(completion)] for row, completion in zip(states, completions)]))
 

@@ -318,11 +318,13 @@ class BufferLayer(DynamicLayer):
 def attend(module, query, key, value, attention_mask=None, scaling=None, *, first, used, **options):
     """Attention of one new token per row, (R, heads, 1, size), over `used` columns of its buffer from `first` on, both
     (R,): how far a row has come is in tensors, not in shapes, so that the step can be recorded."""
-    if any(options.get(name) is not None for name in ("softcap", "sliding_window", "s_aux", "position_bias")):
-        raise ValueError(f"{type(module).__name__} wants more of attention than this sampler has")
+    more = [name for name in ("softcap", "sliding_window", "s_aux", "position_bias") if options.get(name) is not None]
+    if more or attention_mask is not None:
+        wanted = ", ".join(more) or "a mask of its own"
+        raise NotImplementedError(f"{type(module).__name__} wants {wanted} in attention")
     rows, heads, capacity, size = key.shape
     query = query.to(key.dtype).reshape(rows, heads, -1, size).contiguous()         # grouped by their head of the cache
-    if key.dtype.itemsize == 2 and value.shape == key.shape and kernel_works(key.device.type):
+    if value.shape == key.shape and kernel_works(key.device.type, key.dtype, query.shape[2], size):
         output = torch.empty_like(query)
         launch_attention(query, key, value, output, first, used, scaling or size**-0.5)
     else:
@@ -340,14 +342,15 @@ def launch_attention(query, key, value, output, first, used, scale):
 
 
 @functools.cache
-def kernel_works(device):
-    """Whether this is a GPU and Triton is here and can compile for it, for which it needs a C compiler, too."""
-    if triton is None or device != "cuda":
+def kernel_works(device, dtype, group, size):
+    """Whether this is a GPU and Triton is here, can compile (it needs a C compiler) and finds enough shared memory for
+    heads of this size. Tried once."""
+    if triton is None or device != "cuda" or dtype.itemsize != 2:
         return False
-    x = torch.zeros(1, 1, 1, 16, dtype=torch.bfloat16, device="cuda")
-    one = torch.ones(1, dtype=torch.long, device="cuda")
+    query, key = (torch.zeros(1, 1, n, size, dtype=dtype, device=device) for n in (group, 64))
+    one = torch.ones(1, dtype=torch.long, device=device)
     try:
-        launch_attention(x, x, x, torch.empty_like(x), one - 1, one, 1.0)
+        launch_attention(query, key, key, torch.empty_like(query), one - 1, one, 1.0)
     except Exception as error:                                     # of many kinds
         warnings.warn(f"Triton does not work here, decoding is slower without: {error!r}")
         return False
@@ -456,6 +459,20 @@ class Sampler:
 
     def run(self, prompts, counts, uniforms):
         """Decode one batch. Returns (ids, logprobs, stopped) for each row."""
+        try:
+            return self.decode(prompts, counts, uniforms)
+        except NotImplementedError as error:                                # from `attend`, in the first step
+            if not self.records:
+                raise
+            self.record_no_more(error)
+        return self.decode(prompts, counts, uniforms)
+
+    def record_no_more(self, reason):
+        warnings.warn(f"decoding steps of {type(self.model).__name__} are not recorded, hence slower: {reason}")
+        UNRECORDABLE.add(self.model)
+        self.records = False
+
+    def decode(self, prompts, counts, uniforms):
         batch, living = Batch(self, prompts, counts, uniforms), sum(counts)
         step = batch.step
         for t in range(1, self.max_new_tokens):
@@ -537,19 +554,21 @@ class Batch:
     def record(self):
         """Do a step, which warms up its shape, and return what does the next ones: the replay of one that is recorded
         here, or `step` where that cannot be, as with a model that waits for the device to read a value."""
-        fault = None
+        fault = ""                      # not the error itself, whose traceback would hold all of this in memory
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")                                          # "prototype feature"
             before = torch.cuda.get_sync_debug_mode()
             torch.cuda.set_sync_debug_mode("error")                                  # waits shall fail now, not below
         try:
             self.step()
+        except (NotImplementedError, torch.OutOfMemoryError):
+            raise
         except RuntimeError as error:
-            fault = error
+            fault = str(error)
         finally:
             torch.cuda.set_sync_debug_mode(before)
         if fault:
-            self.step()                 # that one had come no further than the model; any other error comes again
+            self.step()                 # nothing had changed that it does not write again; any other error comes again
         else:
             graph = torch.cuda.CUDAGraph()
             try:
@@ -559,11 +578,8 @@ class Batch:
                         self.step()
                 return graph.replay
             except RuntimeError as error:
-                fault = error
-        model = self.sampler.model
-        warnings.warn(f"decoding steps of {type(model).__name__} are not recorded, hence slower: {fault!r}")
-        UNRECORDABLE.add(model)
-        self.sampler.records = False
+                fault = str(error)
+        self.sampler.record_no_more(fault)
         return self.step
 
     def shrink(self, living):

@@ -324,7 +324,7 @@ def prepare(settings) -> Run:
     for model in (student, teacher.model):
         parallel.shard(model, device=s.device, dtype=s.dtype)
     optimizer = torch.optim.AdamW(student.parameters(), lr=s.lr, weight_decay=s.weight_decay,
-                                  fused=torch.device(s.device).type == "cuda")     # else it copies all weights at each step
+                                  fused=torch.device(s.device).type == "cuda")     # else it copies the weights
     autocast = functools.partial(torch.autocast, torch.device(s.device).type, torch.bfloat16)
     run = Run(s, Path(s.out), student, tokenizer, teacher, optimizer, train, held_out, inputs,
               autocast if s.dtype == "bfloat16" else contextlib.nullcontext)

@@ -63,7 +63,7 @@ def main():
         student = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     student.config.eos_token_id = student.generation_config.eos_token_id = None
     if args.gradient_checkpointing:
-        student.gradient_checkpointing_enable()
+        getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)()
         student.disable_input_require_grads()
     mopd.verify_batch = checksum_verdicts
     teacher = mopd.make_teacher("ema", student, tokenizer)

@@ -256,6 +256,20 @@ def test_reading_a_shared_prompt_once_changes_neither_values_nor_gradients(confi
         torch.testing.assert_close(shared, plain, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("config, changes", [
+    ("GPT2Config", {}), ("OPTConfig", {"word_embed_proj_dim": 32, "ffn_dim": 48}),
+    ("LlamaConfig", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}})])
+def test_padding_of_shared_prompts_stays_within_the_models_positions(config, changes):
+    """A long prompt with short completions beside a short prompt with a long one: together they would be too long."""
+    model = tiny(config, max_position_embeddings=64, **changes)
+    rng = random.Random(0)
+    long, short = ([rng.randrange(V) for _ in range(n)] for n in (50, 4))
+    prompts, completions = [long, long, short, short], [[rng.randrange(V) for _ in range(n)] for n in (5, 6, 55, 3)]
+    with torch.no_grad():
+        plain, shared = (read(model, prompts, completions) for read in (mopd.hidden_states, mopd.shared_hidden_states))
+    torch.testing.assert_close(shared, plain, rtol=1e-4, atol=1e-4)
+
+
 def test_prompts_are_shared_only_where_the_cache_allows_it_and_it_pays(monkeypatch):
     assert mopd.can_share(tiny()) and not mopd.can_share(tiny("Qwen2Config", use_sliding_window=True, sliding_window=4,
                                                               max_window_layers=0))
