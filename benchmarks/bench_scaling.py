@@ -80,7 +80,7 @@ def main():
             if done.returncode:
                 sys.exit(done.stderr)
             seconds, memory = json.loads(done.stdout.splitlines()[-1])
-            loss = setting["vocabulary"] * (2 * 256 + HIDDEN) * 4 / 2**20
+            loss = setting["vocabulary"] * (2 * 256 + HIDDEN) * 4 / 1e6
             print(f"| {name} | {' | '.join(map(str, setting.values()))} | {seconds['all']:.2f} | "
                   f"{seconds['rollout']:.2f} | {seconds['teacher']:.2f} | {seconds['student']:.2f} | {memory:.0f} | "
                   f"{loss:.0f} |", flush=True)

@@ -1,5 +1,5 @@
-"""A whole MOPD step at the shape of a real model with random weights: seconds and share of each phase, tokens a second,
-peak memory, and model FLOPs utilisation (MFU) of the teacher's and the student's part.
+"""A whole MOPD step at the shape of a real model with random weights: seconds and share of each phase, tokens a second
+and, on a GPU, peak memory and model FLOPs utilisation (MFU) of the teacher's and the student's part.
 
 Float32 weights, an EMA teacher, AdamW, bfloat16 compute on a GPU, contrastive contexts, every rollout run to the limit;
 a checksum of the text says which rollouts succeed, so that about half do, after the math verifier has read them all.
@@ -84,8 +84,10 @@ def main():
         after_rollouts = torch.cuda.max_memory_allocated() if on_gpu else 0
         for a in attempts:
             a.rollout.stopped = True           # random weights never stop, and a truncated rollout would be no peer
+        contexts = time.perf_counter()
         mopd.plan(attempts, method="mopd", seed=step)
         mopd.write_contexts(attempts, teacher, peer_tokens=args.new_tokens, longest=mopd.max_length(student))
+        seconds["contexts"] = time.perf_counter() - contexts
         student.train(args.gradient_checkpointing)
         metrics = mopd.backward(student, teacher, attempts, micro_tokens=args.micro_tokens, autocast=autocast,
                                 seconds=seconds)
@@ -113,7 +115,7 @@ def main():
         f"{k} {v:.2f} s ({v / median['all']:.0%})" for k, v in median.items() if k != "all"))
     print(f"{generated / median['all']:,.0f} completion tokens/s in all, {generated / median['rollout']:,.0f} in the rollouts; "
           f"{len(scored)} rollouts scored; sampler_gap {metrics['sampler_gap']:.4f}")
-    for k, v in work.items():
+    for k, v in work.items() if on_gpu else ():
         print(f"{k}: {v / 1e12:,.0f} TFLOP, {v / median[k] / 1e12:,.0f} TFLOP/s, MFU {v / median[k] / args.peak / 1e12:.1%}")
 
 

@@ -61,7 +61,7 @@ def succeeds(text):
 def peak_memory():
     """(MB resident now, MB resident at the highest since the last `reset_peak`)."""
     status = Path("/proc/self/status").read_text()
-    return [int(re.search(rf"{name}:\s+(\d+)", status)[1]) / 1024 for name in ("VmRSS", "VmHWM")]
+    return [int(re.search(rf"{name}:\s+(\d+)", status)[1]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM")]
 
 
 def reset_peak():
