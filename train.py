@@ -120,7 +120,9 @@ class Settings:
             if not self.teaches and getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise ValueError(f"{flag(name)} has no meaning with --method {self.method}, which has no teacher")
         rate = self.ema_rate
-        for name, value in (TINY if self.model == "tiny" else REAL).items():
+        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        real = REAL | (ON_CPU if self.device == "cpu" else {})
+        for name, value in (TINY if self.model == "tiny" else real).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if rate is not None and self.teacher != "ema":
@@ -129,7 +131,6 @@ class Settings:
             self.peers = self.peers or "contrastive"
         self.save_every = self.save_every or self.eval_every
         self.out = self.out or f"runs/{self.task}-{self.method}-{time.strftime('%Y%m%d-%H%M%S')}"
-        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
@@ -152,6 +153,7 @@ TINY = dict(steps=60, max_new_tokens=32, lr=1e-3, grad_clip=0.05, teacher="froze
             micro_tokens=4096, eval_every=15, eval_problems=64, eval_temperature=1.0, eval_top_p=1.0)
 REAL = dict(steps=200, max_new_tokens=1024, lr=1e-5, grad_clip=1.0, teacher="ema", ema_rate=0.05, peer_tokens=1024,
             micro_tokens=8192, eval_every=20, eval_problems=256, eval_temperature=0.6, eval_top_p=0.95)
+ON_CPU = dict(micro_tokens=2048)                                 # the activations of 8192 would fill a laptop's memory
 MAY_CHANGE = ("steps", "eval_every", "eval_problems", "eval_rollouts", "eval_temperature", "eval_top_p", "eval_data",
               "save_every", "keep", "out", "resume", "device", "micro_tokens", "gradient_checkpointing")     # on resume
 
@@ -166,7 +168,8 @@ def parse(arguments, program="train.py") -> Settings:
     parser.error = lambda message: parser.exit(2, f"{program}: error: {message} (--help lists the flags)\n")
     for f in dataclasses.fields(Settings):
         kind = {"action": "store_true"} if f.type is bool else {"type": f.type, "choices": f.metadata["choices"]}
-        default = f.default if f.name not in REAL else f"{REAL[f.name]}; tiny: {TINY[f.name]}"
+        on_cpu = f", on a CPU {ON_CPU[f.name]}" if f.name in ON_CPU else ""
+        default = f.default if f.name not in REAL else f"{REAL[f.name]}{on_cpu}; tiny: {TINY[f.name]}"
         note = "" if default is None or f.type is bool else f" (default {default})"
         parser.add_argument(flag(f.name), default=f.default, help=f.metadata["help"] + note, **kind)
     try:

@@ -261,6 +261,17 @@ def test_every_method_runs(folder, tmp_path, method):
     assert len(steps) == 2 and all(line["loss"] == line["loss"] for line in steps)
 
 
+def test_the_device_decides_how_many_tokens_are_scored_at_once(folder, capsys):
+    data = ["--model", str(folder / "model"), "--data", str(folder / "train.jsonl")]
+    assert train.parse([*data, "--device", "cpu"]).micro_tokens == 2048
+    assert train.parse([*data, "--device", "meta"]).micro_tokens == 8192
+    assert train.parse([*data, "--device", "cpu", "--micro-tokens", "100"]).micro_tokens == 100
+    assert train.parse(["--device", "cpu"]).micro_tokens == train.parse(["--device", "meta"]).micro_tokens == 4096
+    with pytest.raises(SystemExit):
+        train.parse(["--help"])
+    assert "(default 8192, on a CPU 2048; tiny: 4096)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_gradient_checkpointing_leaves_no_hooks_which_would_slow_the_rollouts(folder, tmp_path):
     run = train.prepare(train.parse(flags(folder, tmp_path / "out", "--gradient-checkpointing")))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in run.student.modules())
