@@ -158,6 +158,10 @@ MAY_CHANGE = ("steps", "eval_every", "eval_problems", "eval_rollouts", "eval_tem
               "save_every", "keep", "out", "resume", "device", "micro_tokens", "gradient_checkpointing")     # on resume
 
 
+GROUPS = {"task": "task, model and data", "method": "method", "steps": "training", "eval_every": "evaluation and files",
+          "seed": "seed and device"}                             # by their first setting, for --help
+
+
 def flag(name):
     return "--" + name.replace("_", "-")
 
@@ -167,11 +171,13 @@ def parse(arguments, program="train.py") -> Settings:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"{program}: error: {message} (--help lists the flags)\n")
     for f in dataclasses.fields(Settings):
+        if f.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[f.name])
         kind = {"action": "store_true"} if f.type is bool else {"type": f.type, "choices": f.metadata["choices"]}
         on_cpu = f", on a CPU {ON_CPU[f.name]}" if f.name in ON_CPU else ""
         default = f.default if f.name not in REAL else f"{REAL[f.name]}{on_cpu}; tiny: {TINY[f.name]}"
         note = "" if default is None or f.type is bool else f" (default {default})"
-        parser.add_argument(flag(f.name), default=f.default, help=f.metadata["help"] + note, **kind)
+        group.add_argument(flag(f.name), default=f.default, help=f.metadata["help"] + note, **kind)
     try:
         return Settings(**vars(parser.parse_args(arguments)))
     except ValueError as error:
