@@ -32,8 +32,7 @@ import peer_context
 import report
 import train
 from report import grouped
-from rollout import generate
-from verifiers import verify_batch
+from runtime import measure
 
 SIGNAL = {"none": (0, 0), "1 success": (1, 0), "2 successes": (2, 0), "1 failure": (0, 1), "1s+1f": (1, 1),
           "2s+1f": (2, 1)}                                   # successes, failures
@@ -170,7 +169,8 @@ def read_contexts(run, attempts, peers) -> tuple[dict[str, list], set[int]]:
     for c, chosen in peers.items():
         copies = [replace(a, peers=chosen.get(i, peer_context.Peers((), ())), feedback="", weight=float(i in chosen))
                   for i, a in enumerate(attempts)]
-        mopd.write_contexts(copies, run.teacher, peer_tokens=s.peer_tokens, longest=mopd.max_length(run.teacher.model))
+        mopd.write_contexts(copies, run.teacher, peer_tokens=s.peer_tokens, layout=s.layout,
+                            longest=mopd.max_length(run.teacher.model))
         lost |= {i for i in chosen if not copies[i].weight or copies[i].peers != chosen[i]}
         versions[c] = copies
     return report.read_tokens(run.student, run.teacher, versions, temperature=s.temperature, budget=s.micro_tokens,
@@ -250,7 +250,7 @@ def sample_groups(run) -> list[mopd.Attempt]:
     """The rollouts of a first training step."""
     s = run.settings
     return mopd.sample(run.student, run.tokenizer, train.batch_of(run.train, 1, s), k=s.rollouts, task=s.task,
-                       seed=train.sampler_seed(s, 1), max_new_tokens=s.max_new_tokens, temperature=s.temperature,
+                       seed=mopd.sampler_seed(s, 1), max_new_tokens=s.max_new_tokens, temperature=s.temperature,
                        autocast=run.autocast)
 
 
@@ -285,35 +285,6 @@ def mean(values):
     return sum(values) / len(values) if values else None
 
 
-def teacher_success(run, copies, *, per_group=2) -> dict[int, float]:
-    """{group: success rate of the teacher that writes answers itself after what it reads}, where it reads anything."""
-    s, rows = run.settings, []
-    for mates in grouped(copies):
-        rows += [a for a in mates if a.weight][:per_group]
-    with run.autocast():
-        groups = generate(run.teacher.model, [a.teacher_ids for a in rows], 1, max_new_tokens=s.max_new_tokens,
-                          stop_ids=mopd.stop_ids(run.teacher.model, run.teacher.tokenizer), seed=s.seed,
-                          temperature=s.temperature)
-    rollouts = [rollout for group in groups for rollout in group]
-    texts = [mopd.completion_text(run.tokenizer, r.ids[:-1] if r.stopped else r.ids) for r in rollouts]
-    verdicts = verify_batch(s.task, texts, [a.problem.answer for a in rows])
-    right = {}
-    for a, rollout, verdict in zip(rows, rollouts, verdicts):
-        right.setdefault(a.group, []).append(verdict.correct and rollout.stopped)
-    return {group: mean(found) for group, found in right.items()}
-
-
-def teacher_table(run, versions, student) -> dict[str, dict]:
-    """By context: success of the teacher that writes after it, of the teacher without peers and of the student, all on
-    the problems where there is such a context; error: the standard error, over problems, of teacher - student."""
-    rates = {c: teacher_success(run, copies) for c, copies in versions.items()}
-    error = lambda leads: float(numpy.std(leads or [0.0])) / math.sqrt(max(len(leads) - 1, 1))
-    return {c: {"problems": len(rate), "teacher": mean(list(rate.values())),
-                "student": mean([student[g] for g in rate]),
-                "error": error([rate[g] - student[g] for g in rate]),
-                "bare": mean([rates["none"][g] for g in rate if g in rates["none"]])} for c, rate in rates.items()}
-
-
 def preflight(run, attempts) -> dict:
     """What can be known before training, from the rollouts of one step; `doubts` are the reasons not to train so.
 
@@ -321,27 +292,30 @@ def preflight(run, attempts) -> dict:
     writes the answer itself after what it reads, than the student is on the same problems. `gap`: mean log teacher -
     log student on the student's tokens (arXiv 2605.30070 finds that it predicts the final gain).
     """
-    s, seed = run.settings, train.sampler_seed(run.settings, 1)
-    mopd.plan(attempts, method=s.method, peers=s.peers, feedback=s.feedback, seed=seed)
-    mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens, longest=mopd.max_length(run.teacher.model))
-    student = {mates[0].group: mean([a.success for a in mates]) for mates in grouped(attempts)}
-    teacher = teacher_table(run, report.with_contexts(run, attempts, seed), student)
+    s, own = run.settings, report.own_context(run.settings)
+    table = measure.measure(run, attempts)
+    if s.layout == "auto":
+        s.layout = measure.choose(table)
+    mopd.plan(attempts, method=s.method, peers=s.peers, feedback=not s.no_feedback, seed=mopd.sampler_seed(s, 1))
+    mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens, layout=s.layout,
+                        longest=mopd.max_length(run.teacher.model))
+    rates = [mean([a.success for a in mates]) for mates in grouped(attempts)]
+    every = measure.measure(run, attempts, kinds=[own], layouts=[s.layout], only_mixed=False)["arms"][own][s.layout]
+    student = {mates[0].problem.key: rate for mates, rate in zip(grouped(attempts), rates)}
+    lead, error = measure.lead(every, {"rates": student, "right": mean(rates), "samples": len(attempts)})
     read = report.read_tokens(run.student, run.teacher, {"own": attempts}, temperature=s.temperature,
                               budget=s.micro_tokens, autocast=run.autocast)["own"]
     readings = [reading for reading in read if reading]
     tokens = lambda name: numpy.concatenate([getattr(r, name) for r in readings])
-    own, signal = teacher[report.own_context(s)], {}
-    context = report.own_context(s).removesuffix(report.AND_FEEDBACK)
-    context = NEAREST.get(context, context)
+    signal, context = {}, NEAREST.get(own, own)
     if context != "none":                                        # opd's teacher reads no peers
         with contextlib.suppress(ValueError):                    # too few prompts: print_preflight says so
             signal = measure_signal(run, attempts, contexts=("none", context))
-    lead = own["teacher"] - own["student"] if own["problems"] else None
-    rates, weighted = list(student.values()), mean([a.weight > 0 for a in attempts])
+    weighted = mean([a.weight > 0 for a in attempts])
     result = {"problems": len(rates), "success": mean(rates), "mixed": mean([0 < x < 1 for x in rates]),
               "all_wrong": mean([x == 0 for x in rates]), "all_right": mean([x == 1 for x in rates]),
               "truncated": mean([not a.rollout.stopped for a in attempts]), "weighted": weighted,
-              "teacher": teacher, "teacher_gain": lead, "teacher_gain_error": own["error"],
+              "measured": table, "layout": s.layout, "teacher_gain": lead, "teacher_gain_error": error,
               "predicted_gain": weighted * (lead or 0.0),
               "gap": float((tokens("teacher") - tokens("student")).mean()) if readings else None,
               "divergence": float(tokens("divergence").mean()) if readings else None, "auc_context": context,
@@ -354,10 +328,10 @@ def print_preflight(r):
     print(f"student: {r['success']:.3f} right; groups {r['mixed']:.0%} mixed, {r['all_wrong']:.0%} all wrong, "
           f"{r['all_right']:.0%} all right; {r['truncated']:.0%} truncated; {r['weighted']:.0%} with something to "
           "learn from")
-    for c, x in r["teacher"].items():
-        if x["problems"]:
-            print(f"teacher that reads {c:12s} {x['teacher']:.3f} right when it writes itself, on {x['problems']} "
-                  f"problems (without peers {x['bare']:.3f}, the student {x['student']:.3f})")
+    print("\n".join([*measure.lines_of(r["measured"]), f"layout of the peers: {r['layout']}"]))
+    if r["teacher_gain"] is not None:
+        print(f"on all {r['problems']} problems the teacher leads the student by {r['teacher_gain']:+.3f} "
+              f"(standard error {r['teacher_gain_error']:.3f})")
     if r["gap"] is not None:
         print(f"on the student's tokens: log teacher - log student {r['gap']:+.3f} on average, divergence "
               f"{r['divergence']:.4f}")
@@ -430,6 +404,9 @@ def main(arguments=None):
         transformers_logging.disable_progress_bar()
         run = train.prepare(settings)
         attempts = sample_groups(run)
+        if options.command == "signal" and settings.layout == "auto":
+            settings.layout = "turn"
+            print("the paper's layout of peers; for the other: --layout turns")
         if options.command == "signal":
             result = measure_signal(run, attempts, resamples=options.resamples)
         else:

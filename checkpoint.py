@@ -218,7 +218,8 @@ def save(run):
         if main:
             run.student.save_pretrained(staging / "model", state_dict=weights)
             run.tokenizer.save_pretrained(staging / "model")
-            facts = {"step": run.done, "settings": dataclasses.asdict(run.settings), "inputs": run.inputs}
+            facts = {"step": run.done, "settings": dataclasses.asdict(run.settings), "inputs": run.inputs,
+                     "measured": run.measured}
             (staging / "state" / "run.json").write_text(json.dumps(facts) + "\n", "utf-8")
             write_manifest(staging)
             for path in [*staging.rglob("*"), staging, *run.out.glob("*.jsonl")]:
@@ -336,6 +337,8 @@ def load(run, may_change):
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"{newest}/state does not fit this model: {str(error).splitlines()[0]}") from error
     run.done = run.saved = facts["step"]
+    run.settings.layout = facts["settings"].get("layout", "turn")                  # "auto" is decided once
+    run.measured = facts.get("measured")
     print(f"resuming from {newest}")
 
 
@@ -347,7 +350,7 @@ def newest_of(run, may_change):
     facts = json.loads((newest / "state" / "run.json").read_text("utf-8"))
     for name, value in facts["settings"].items():
         now, option = getattr(run.settings, name, value), "--" + name.replace("_", "-")
-        if name not in may_change and now != value:
+        if name not in may_change and now != value and (name, now) != ("layout", "auto"):
             raise ValueError(f"{option} is {now} now and was {value} in {newest}: resume with the same settings")
         if name in facts["inputs"] and now == value and run.inputs[name] != facts["inputs"][name]:
             raise ValueError(f"{option} {now}: its content is not what {newest} was made with: put it back, or start "

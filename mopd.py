@@ -145,16 +145,18 @@ def max_length(model) -> int:
 
 # --- text to tokens ---
 
-def chat_ids(tokenizer, system, user) -> list[int]:
-    """Token ids of the conversation with the generation prompt, by the chat template (thinking off if it can be).
+def chat_ids(tokenizer, system, messages) -> list[int]:
+    """Token ids of a conversation with the generation prompt, by the chat template (thinking off if it can be).
 
-    Rendered to text first and tokenised without special tokens: the template writes its own, and a second BOS would be
-    one too many. Where a template has no system role the system message opens the user turn.
+    messages: [{"role": "user" or "assistant", "content": text}, ...], user first. Rendered to text first and tokenised
+    without special tokens: the template writes its own, and a second BOS would be one too many. Where a template has no
+    system role the system message opens the first user turn.
     """
-    if _has_system_role(tokenizer):
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    if _keeps_roles(tokenizer, "system"):
+        messages = [{"role": "system", "content": system}, *messages]
     else:
-        messages = [{"role": "user", "content": f"{system}\n\n{user}"}]
+        first, *rest = messages
+        messages = [{"role": "user", "content": f"{system}\n\n{first['content']}"}, *rest]
     return tokenizer(_render(tokenizer, messages), add_special_tokens=False)["input_ids"]
 
 
@@ -162,21 +164,28 @@ def _render(tokenizer, messages) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
 
 
-@functools.lru_cache(maxsize=8)
-def _has_system_role(tokenizer) -> bool:
+@functools.lru_cache(maxsize=16)
+def _keeps_roles(tokenizer, role) -> bool:
+    """Whether the chat template writes a system message ("system"), or earlier turns of the assistant ("assistant")."""
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template: use an instruction-tuned model, or give it one")
+    asked, probe = {"role": "user", "content": "."}, {"role": role, "content": "<probe?>"}
     try:
-        text = _render(tokenizer, [{"role": "system", "content": "<system?>"}, {"role": "user", "content": "."}])
-    except Exception as error:                      # templates refuse the role with an exception type of their own
+        text = _render(tokenizer, [probe, asked] if role == "system" else [asked, probe, asked])
+    except Exception as error:                      # templates refuse a role with an exception type of their own
         text = str(error)
-    if "<system?>" not in text:
-        print("the chat template has no system role: system messages open the user turn")
-    return "<system?>" in text
+    if role == "system" and "<probe?>" not in text:
+        print("the chat template has no system role: system messages open the first user turn")
+    return "<probe?>" in text
+
+
+def layouts_of(tokenizer) -> tuple[str, ...]:
+    """The layouts of peers that the chat template can write: some have no place for earlier turns of the assistant."""
+    return peer_context.LAYOUTS if _keeps_roles(tokenizer, "assistant") else ("turn",)
 
 
 def student_ids(tokenizer, problem) -> list[int]:
-    return chat_ids(tokenizer, problem.system, problem.prompt)
+    return chat_ids(tokenizer, problem.system, [{"role": "user", "content": problem.prompt}])
 
 
 def completion_text(tokenizer, ids) -> str:
@@ -184,6 +193,11 @@ def completion_text(tokenizer, ids) -> str:
 
 
 # --- 1. sample and verify ---
+
+def sampler_seed(settings, step) -> int:
+    """The seed of a step's rollouts and of its choice of peers; steps below 1 are evaluations and measurements."""
+    return settings.seed * 1_000_000 + step
+
 
 def sample(student, tokenizer, problems, *, k, task, max_new_tokens, temperature=1.0, top_p=1.0, seed=0, max_rows=None,
            autocast=contextlib.nullcontext, seconds=None) -> list[Attempt]:
@@ -212,10 +226,11 @@ def sample(student, tokenizer, problems, *, k, task, max_new_tokens, temperature
 
 # --- 2. what each method learns from a rollout ---
 
-def plan(attempts, *, method, peers="contrastive", feedback=False, seed=0) -> None:
+def plan(attempts, *, method, peers="contrastive", feedback=True, seed=0) -> None:
     """Set every attempt's peers, feedback and weight: the one place where the methods differ.
 
-    mopd   the teacher reads the problem and the peers
+    mopd   the teacher reads the problem and the peers; with `feedback`, a wrong rollout for which contrastive finds no
+           successful peer (whatever `peers` is) comes with the verifier's feedback on it
     sdpo   the teacher reads one success, or else the feedback on the rollout itself
     opd    an external teacher reads the problem alone
     grpo   no teacher: weight = advantage, (r - group mean) / (group std + 1e-4)
@@ -231,7 +246,9 @@ def plan(attempts, *, method, peers="contrastive", feedback=False, seed=0) -> No
         mates = groups[a.group]
         if method in ("mopd", "sdpo"):
             a.peers = _choose(facts, i, mates, "sdpo" if method == "sdpo" else peers, seed=(seed, a.problem.key))
-            shows_feedback = (method == "sdpo" or feedback) and not a.success and not a.peers.successes
+            alike = method == "sdpo" or peers in SLOTS      # controls: feedback exactly where contrastive shows it
+            like = a.peers if alike else _choose(facts, i, mates, "contrastive", seed=(seed, a.problem.key))
+            shows_feedback = (method == "sdpo" or feedback) and not a.success and not like.successes
             a.feedback = a.verdict.feedback if shows_feedback else ""
             a.weight = float(bool(a.peers.successes or a.peers.failures or a.feedback))
         elif method == "opd":
@@ -256,16 +273,17 @@ def _choose(facts, i, mates, kind, *, seed) -> peer_context.Peers:
     return peer_context.Peers(tuple(mates[j] for j in chosen.successes), tuple(mates[j] for j in chosen.failures))
 
 
-def write_contexts(attempts, teacher, *, peer_tokens, longest) -> dict[str, int]:
-    """Fill in teacher_text and teacher_ids of attempts with a weight; returns counts of peers shortened and dropped.
+def write_contexts(attempts, teacher, *, peer_tokens, longest, layout="turn") -> dict[str, int]:
+    """Fill in teacher_text and teacher_ids of attempts with a weight; returns counts of peers shortened and dropped and
+    of the tokens of all contexts.
 
-    Each peer is cut to `peer_tokens` (head and tail kept). While prompt and completion exceed `longest` tokens, a peer
+    layout: how the peers are written, see peer_context.teacher_messages. Each peer is cut to `peer_tokens` (head and tail kept). While prompt and completion exceed `longest` tokens, a peer
     is dropped: extra successes first, then the failure, the first success, the feedback. The problem, the instruction
     and the generation prompt are never cut. A context that loses everything, or does not fit bare, takes the weight
     along; so does a token beyond the common vocabulary, which an external teacher cannot read. Special tokens that a
-    peer spells out are broken up: they would end the user turn.
+    peer spells out are broken up: they would end its turn.
     """
-    counts = {"peers_shortened": 0, "peers_dropped": 0}
+    counts = {"peers_shortened": 0, "peers_dropped": 0, "context_tokens": 0}
     encode = lambda text: teacher.tokenizer(text, add_special_tokens=False)["input_ids"]
     special = [token.content for token in teacher.tokenizer.added_tokens_decoder.values() if token.special]
 
@@ -289,9 +307,9 @@ def write_contexts(attempts, teacher, *, peer_tokens, longest) -> dict[str, int]
         successes, failures, feedback = bodies(a.peers.successes), bodies(a.peers.failures), harmless(a.feedback)
         bare = not (successes or failures or feedback)
         while True:
-            text = peer_context.teacher_prompt(a.problem.prompt, successes=successes, failures=failures,
-                                               feedback=feedback)
-            ids = chat_ids(teacher.tokenizer, a.problem.system, text)
+            messages = peer_context.teacher_messages(layout, a.problem.prompt, successes=successes, failures=failures,
+                                                     feedback=feedback)
+            ids = chat_ids(teacher.tokenizer, a.problem.system, messages)
             fits = len(ids) + len(a.rollout.ids) <= longest
             if fits or not (successes or failures or feedback):
                 break
@@ -305,10 +323,18 @@ def write_contexts(attempts, teacher, *, peer_tokens, longest) -> dict[str, int]
         a.peers = replace(a.peers, successes=a.peers.successes[:len(successes)],
                           failures=a.peers.failures[:len(failures)])
         if fits and (bare or successes or failures or feedback) and max(a.rollout.ids) < teacher.vocabulary:
-            a.teacher_text, a.teacher_ids = text, ids
+            a.teacher_text, a.teacher_ids = written(messages), ids
+            counts["context_tokens"] += len(ids)
         else:
             a.weight = 0.0
     return counts
+
+
+def written(messages) -> str:
+    """A conversation as a text to look at: the turn itself where there is one, else each turn under its role."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
 
 
 # --- 3. score and differentiate ---
@@ -421,11 +447,13 @@ def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top
     The normaliser is fixed here, before the first backward, over the whole step: "token" counts every completion token
     alike, "sequence" every attempt alike, and only attempts that the method learns from count (for grpo: all of them).
     So any split into micro-batches gives the same gradient. Without any such attempt the loss is 0, without a gradient.
+    teacher_gap: mean of log teacher - log student over the scored tokens; stop_gap: over the stop tokens among them. A
+    teacher that does not want to stop (stop_gap far below 0) will teach the student not to.
     """
     counted = attempts if method == "grpo" else [a for a in attempts if a.weight]
     total = sum(len(a.rollout.ids) for a in counted) if reduction == "token" else len(counted)
     clock = {"teacher": 0.0, "student": 0.0}
-    loss, scored, gap, lead = 0.0, 0, 0.0, 0.0
+    loss, scored, gap, lead, stops, stop_lead = 0.0, 0, 0.0, 0.0, 0, 0.0
     options = dict(temperature=temperature, is_clip=is_clip)
     batches = microbatches(attempts, micro_tokens, student_tokens if parallel.world() == 1 else longer_tokens)
     while len(batches) % parallel.world():              # as many for every process; weight 0 adds nothing to anything
@@ -467,15 +495,20 @@ def backward(student, teacher, attempts, *, method="mopd", divergence="jsd", top
                 scored += len(ids)
                 gap += (out.student_logprobs - sampled).abs().sum().item()
                 if teaches:
-                    lead += (out.teacher_logprobs - out.student_logprobs).sum().item()
+                    ratio = out.teacher_logprobs - out.student_logprobs
+                    lead += ratio.sum().item()
+                    ends = torch.tensor([len(c) for c in completions], device=device).cumsum(0) - 1
+                    ends = ends[torch.tensor([a.rollout.stopped for a in batch], device=device)]
+                    stops, stop_lead = stops + len(ends), stop_lead + ratio[ends].sum().item()
             clock["student"] += time.perf_counter() - start
     if teaches:
         parallel.release(teacher.model)
-    loss, scored, gap, lead = parallel.total([loss, scored, gap, lead])
+    loss, scored, gap, lead, stops, stop_lead = parallel.total([loss, scored, gap, lead, stops, stop_lead])
     if seconds is not None:
         seconds.update(clock)
     return {"loss": loss, "sampler_gap": gap / scored if scored else None, "scored_tokens": int(scored),
-            "teacher_gap": lead / scored if scored and teaches else None}
+            "teacher_gap": lead / scored if scored and teaches else None,
+            "stop_gap": stop_lead / stops if stops else None}
 
 
 def describe(attempts) -> dict:

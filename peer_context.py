@@ -12,6 +12,8 @@ choice. The wording is ours.
     peers = choose_peers([True, False, True, True], 0, n_success=2, n_failure=1, seed=7)
     text = teacher_prompt(problem, successes=[texts[j] for j in peers.successes],
                           failures=[texts[j] for j in peers.failures])
+
+`teacher_prompt` writes the paper's layout, one user turn; `teacher_turns` the same as turns of a conversation.
 """
 
 import random
@@ -22,11 +24,16 @@ ANOTHER_SUCCESS = "\n\nAnother correct solution to this problem:\n\n"
 FAILURE = "\n\nAn incorrect attempt at this problem, whose mistake must not be repeated:\n\n"
 FEEDBACK = "\n\nWhat was wrong with your own earlier attempt:\n\n"
 INSTRUCTION = "\n\nNow solve the original problem correctly, in the required form."
+# The same as turns of a conversation. The attempt that the feedback is about is never shown (the teacher is about to
+# score it), so it must not be taken for the one above.
+RIGHT, WRONG = "That is right. ", "That is wrong. "
+TURN_FEEDBACK = "\n\nWhat was wrong with another attempt of yours, which is not shown here:\n\n"
+LAYOUTS = ("turn", "turns")
 # What a completion says when it has learnt to speak of peers that its reader never saw. Left out, because ordinary
 # answers say it too: "the other solution" (of an equation), "the given solution" (in a flask), "the original problem".
 LEAK_PHRASES = ("correct solution to this problem", "previous solution", "earlier solution", "reference solution",
                 "previous attempt", "earlier attempt", "failed attempt", "failed solution", "incorrect attempt",
-                "mistake must not be repeated")
+                "mistake must not be repeated", "another attempt of yours", "that is right.", "that is wrong.")
 
 
 @dataclass(frozen=True)
@@ -38,35 +45,46 @@ class Peers:
 
 
 def choose_peers(correct, i, *, n_success, n_failure, usable=None, texts=None, seed=0) -> Peers:
-    """Draw the peers of rollout `i` from its group: up to n_success correct and n_failure wrong ones, never i itself.
+    """The peers of rollout `i` from its group: up to n_success correct and n_failure wrong ones, never i itself.
 
     correct: K booleans, the verdicts. usable: K booleans, False for rollouts that may not be shown (a truncated one is
     neither a success nor a failure); default all. texts: K strings; a text equal to that of i or of a peer already
-    chosen fills a slot only when nothing else can. The draw is uniform and a function of (seed, i) and the arguments
-    alone; pass a seed that names run, step and problem. Slots that cannot be filled stay empty.
+    chosen fills a slot only when nothing else can. Slots that cannot be filled stay empty.
+
+    `seed` fixes one random order of the group's successes and one of its failures; every rollout takes the first of
+    them that it may. So each rollout's peers are a uniform draw, and most rollouts of a group read the same peers,
+    which the teacher then reads only once. Use another seed for each run, step and problem, e.g. the tuple of them.
     Raises ValueError for an index outside the group or lists of different lengths.
     """
     usable = [True] * len(correct) if usable is None else usable
     texts = list(range(len(correct))) if texts is None else texts
     if not 0 <= i < len(correct) or not len(correct) == len(usable) == len(texts):
         raise ValueError(f"choose_peers: i={i}, {len(correct)} verdicts, {len(usable)} usable, {len(texts)} texts")
-    rng = random.Random(repr((seed, i)))
-    others = [j for j in range(len(correct)) if j != i and usable[j]]
-    successes = draw([j for j in others if correct[j]], n_success, texts, rng, taken=[texts[i]])
+
+    def others(verdict):
+        order = [j for j in range(len(correct)) if usable[j] and bool(correct[j]) is verdict]
+        random.Random(repr((seed, verdict))).shuffle(order)     # before i is left out: the order is the whole group's
+        return [j for j in order if j != i]
+
+    successes = distinct_first(others(True), n_success, texts, taken=[texts[i]])
     shown = [texts[i], *(texts[j] for j in successes)]
-    failures = draw([j for j in others if not correct[j]], n_failure, texts, rng, taken=shown)
-    return Peers(successes, failures)
+    return Peers(successes, distinct_first(others(False), n_failure, texts, taken=shown))
 
 
-def draw(candidates, n, texts, rng, *, taken=()) -> tuple[int, ...]:
-    """Up to n of the candidates in random order, those with a text not seen before (nor in `taken`) first."""
-    order = list(candidates)
-    rng.shuffle(order)
+def distinct_first(order, n, texts, *, taken=()) -> tuple[int, ...]:
+    """The first n of `order`, where those whose text has come before (or is in `taken`) go to the end."""
     seen, fresh, repeats = set(taken), [], []
     for j in order:
         (repeats if texts[j] in seen else fresh).append(j)
         seen.add(texts[j])
     return tuple((fresh + repeats)[:n])
+
+
+def draw(candidates, n, texts, rng, *, taken=()) -> tuple[int, ...]:
+    """Up to n of the candidates, uniformly at random but for `distinct_first`."""
+    order = list(candidates)
+    rng.shuffle(order)
+    return distinct_first(order, n, texts, taken=taken)
 
 
 def choose_control(kind, group, correct, i, *, usable, texts, seed=0) -> Peers:
@@ -112,6 +130,33 @@ def teacher_prompt(problem, *, successes=(), failures=(), feedback="") -> str:
     if feedback:
         parts += [FEEDBACK, feedback]
     return "".join(parts + [INSTRUCTION]) if len(parts) > 1 else problem
+
+
+def teacher_turns(problem, *, successes=(), failures=(), feedback="") -> list[dict[str, str]]:
+    """What the teacher reads as turns of a conversation: [{"role": "user" or "assistant", "content": text}, ...].
+
+    Each peer is an exchange: the problem as the user's turn, the attempt as the assistant's; its verdict opens the
+    user turn that follows. Failures come first, so that the last thing read is a success. The problem stands at the
+    end once more, with the feedback on the rollout that is scored, if there is any. Roles alternate, and a chat template
+    sees only what it was made for. A small model follows its own kind of turns better than a description of them in one
+    turn, at the cost of one more copy of the problem for every peer. Without peers and feedback: the bare problem.
+    """
+    messages, verdict = [], ""
+    for text, after in [(text, WRONG) for text in failures] + [(text, RIGHT) for text in successes]:
+        messages += [{"role": "user", "content": verdict + problem},
+                     {"role": "assistant", "content": strip_thinking(text)}]
+        verdict = after
+    told = TURN_FEEDBACK + feedback if feedback else ""
+    return [*messages, {"role": "user", "content": verdict + problem + told}]
+
+
+def teacher_messages(layout, problem, **peers) -> list[dict[str, str]]:
+    """The conversation that the teacher reads in a layout: "turn" (`teacher_prompt`) or "turns" (`teacher_turns`)."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}: use {', '.join(LAYOUTS)}")
+    if layout == "turns":
+        return teacher_turns(problem, **peers)
+    return [{"role": "user", "content": teacher_prompt(problem, **peers)}]
 
 
 def strip_thinking(text) -> str:

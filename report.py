@@ -37,8 +37,7 @@ from loss import CHUNK_SIZE, distill_loss
 from rollout import fused_norms
 
 VIEW_GROUPS, VIEW_TOKENS = 3, 400                # groups of an evaluated step in the token view; tokens of each rollout
-CONTEXTS = {"none": dict(method="opd"), "positive": dict(method="mopd", peers="positive"),          # for mopd.plan
-            "contrastive": dict(method="mopd", peers="contrastive")}
+CONTEXTS = ("none", "positive", "contrastive")    # what the token view and preflight show of every run
 PAGE_BYTES = 4_500_000                           # token data beyond this stay out of the page
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -310,30 +309,28 @@ def likeliest(hidden, matrix, temperature, top) -> list[list[tuple[int, float]]]
     return found
 
 
-AND_FEEDBACK = " + feedback"
-
-
 def own_context(settings) -> str:
     """The name of the context that the run's own teacher reads."""
-    if settings.method == "opd" or not settings.teaches:
-        return "none"
-    return (settings.peers or settings.method) + AND_FEEDBACK * settings.feedback
+    return "none" if settings.method == "opd" or not settings.teaches else settings.peers or settings.method
+
+
+def with_context(run, attempts, kind, seed, layout) -> tuple[list, dict]:
+    """(copies of the attempts as `plan` and `write_contexts` leave them, the counts of cuts) for one kind of context:
+    "none" (the bare problem), "sdpo" or one of mopd.PEERS, with the peers that training with this seed chooses."""
+    s = run.settings
+    copies = [replace(a, peers=peer_context.Peers((), ()), feedback="", teacher_text="", teacher_ids=[]) for a in attempts]
+    method = {"none": "opd", "sdpo": "sdpo"}.get(kind, "mopd")
+    mopd.plan(copies, method=method, peers=kind, feedback=not s.no_feedback, seed=seed)
+    cuts = mopd.write_contexts(copies, run.teacher, peer_tokens=s.peer_tokens, layout=layout,
+                               longest=mopd.max_length(run.teacher.model))
+    return copies, cuts
 
 
 def with_contexts(run, attempts, seed) -> dict[str, list]:
-    """{context: copies of the attempts as `plan` and `write_contexts` leave them under it}.
-
-    Peers are those that training with this seed chooses; the run's own context is added where it is another one.
-    """
-    s, versions = run.settings, {}
-    for name, method in CONTEXTS.items():
-        versions[name] = [replace(a, peers=peer_context.Peers((), ()), feedback="", teacher_text="", teacher_ids=[])
-                          for a in attempts]
-        mopd.plan(versions[name], seed=seed, **method)
-        mopd.write_contexts(versions[name], run.teacher, peer_tokens=s.peer_tokens,
-                            longest=mopd.max_length(run.teacher.model))
-    if own_context(s) not in CONTEXTS:
-        versions[own_context(s)] = [replace(a) for a in attempts]
+    """{context: copies of the attempts under it}; the run's own context as it is, where it is another one."""
+    versions = {name: with_context(run, attempts, name, seed, run.settings.layout)[0] for name in CONTEXTS}
+    if own_context(run.settings) not in CONTEXTS:
+        versions[own_context(run.settings)] = [replace(a) for a in attempts]
     return versions
 
 

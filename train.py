@@ -36,6 +36,7 @@ import verifiers
 from checkpoint import append
 from loss import DIVERGENCES
 from rollout import generate, rows_in_memory
+from runtime import measure
 
 
 def option(default, help, choices=None):
@@ -58,7 +59,12 @@ class Settings:
     method: str = option("mopd", "what the student learns from", mopd.METHODS)
     peers: str = option(None, "what the mopd teacher reads (default contrastive)", mopd.PEERS)
     peer_tokens: int = option(None, "longest peer in the teacher's prompt, in tokens; longer ones lose their middle")
-    feedback: bool = option(False, "show the verifier's feedback on a wrong rollout that has no successful peer")
+    no_feedback: bool = option(False, "never show mopd's teacher the verifier's feedback on a wrong rollout (default: "
+                               "where it has no successful peer)")
+    layout: str = option(None, "how the teacher's peers are written: in one user turn (the paper's), as turns of a "
+                         "conversation, or whichever lets the teacher itself answer better, measured before the first "
+                         "step", ("turn", "turns", "auto"))
+    force: bool = option(False, "train although the teacher was measured to be worse than the student")
     teacher: str = option(None, "ema, frozen, current, or another model (Hub id or folder) with the same tokenizer")
     ema_rate: float = option(None, "share of the student that enters the EMA teacher at each step")
     divergence: str = option("jsd", "what is minimised: forward is KL(teacher || student)", DIVERGENCES)
@@ -102,8 +108,8 @@ class Settings:
                 raise ValueError(f"{flag(name)} {getattr(self, name)}: must be at most 1")
         if self.peers and self.method != "mopd":
             raise ValueError(f"--peers belongs to --method mopd: leave it out with --method {self.method}")
-        if self.feedback and self.method != "mopd":
-            raise ValueError("--feedback belongs to --method mopd (sdpo shows it anyway): leave it out")
+        if self.no_feedback and self.method != "mopd":
+            raise ValueError("--no-feedback belongs to --method mopd: leave it out")
         if self.method in ("mopd", "sdpo", "grpo") and self.rollouts < 2:
             raise ValueError(f"--rollouts {self.rollouts}: --method {self.method} compares rollouts, so at least 2")
         if self.method == "opd" and self.teacher in (None, *COPIES):
@@ -119,6 +125,10 @@ class Settings:
         for name in ("teacher", "ema_rate", "divergence", "top_k", "peer_tokens"):
             if not self.teaches and getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise ValueError(f"{flag(name)} has no meaning with --method {self.method}, which has no teacher")
+        if self.layout and self.method not in ("mopd", "sdpo"):
+            raise ValueError(f"--layout has no meaning with --method {self.method}, whose teacher reads no peers")
+        if self.method not in ("mopd", "sdpo"):
+            self.layout = "turn"                                 # what the token view of such a run shows
         rate = self.ema_rate
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         real = REAL | (ON_CPU if self.device == "cpu" else {})
@@ -149,13 +159,13 @@ COPIES = ("ema", "frozen", "current")                            # teachers that
 # Defaults that depend on the model: right for the tiny world, the paper's for real ones. The tiny teacher is frozen:
 # training on bare prompts makes so small a student forget how to read peers, and an EMA teacher forgets with it. Its
 # gradients have norms of about 0.03; one of 0.4 in between would undo, through AdamW's momentum, what was learnt.
-TINY = dict(steps=60, max_new_tokens=32, lr=1e-3, grad_clip=0.05, teacher="frozen", ema_rate=0.01, peer_tokens=64,
+TINY = dict(layout="turn", steps=60, max_new_tokens=32, lr=1e-3, grad_clip=0.05, teacher="frozen", ema_rate=0.01, peer_tokens=64,
             micro_tokens=4096, eval_every=15, eval_problems=64, eval_temperature=1.0, eval_top_p=1.0)
-REAL = dict(steps=200, max_new_tokens=1024, lr=1e-5, grad_clip=1.0, teacher="ema", ema_rate=0.05, peer_tokens=1024,
+REAL = dict(layout="auto", steps=200, max_new_tokens=1024, lr=1e-5, grad_clip=1.0, teacher="ema", ema_rate=0.05, peer_tokens=1024,
             micro_tokens=8192, eval_every=20, eval_problems=256, eval_temperature=0.6, eval_top_p=0.95)
 ON_CPU = dict(micro_tokens=2048)                                 # the activations of 8192 would fill a laptop's memory
 MAY_CHANGE = ("steps", "eval_every", "eval_problems", "eval_rollouts", "eval_temperature", "eval_top_p", "eval_data",
-              "save_every", "keep", "out", "resume", "device", "micro_tokens", "gradient_checkpointing")     # on resume
+              "save_every", "keep", "out", "resume", "force", "device", "micro_tokens", "gradient_checkpointing")  # on resume
 
 
 GROUPS = {"task": "task, model and data", "method": "method", "steps": "training", "eval_every": "evaluation and files",
@@ -271,7 +281,8 @@ def load_model(name):
 @dataclass
 class Run:
     """What a run consists of, made by `prepare`. inputs: checksums of what it reads; done: the steps taken so far;
-    saved: the number of these that the last checkpoint holds; fits: see checkpoint.within_memory."""
+    saved: the number of these that the last checkpoint holds; fits: see checkpoint.within_memory; first: what `sample`
+    returned for step 1, where the teacher was measured on it; measured: that table, see runtime/measure.py."""
     settings: Settings
     out: Path
     student: torch.nn.Module
@@ -285,6 +296,8 @@ class Run:
     done: int = 0
     saved: int = 0
     fits: dict = field(default_factory=dict)
+    first: tuple | None = None
+    measured: dict | None = None
 
 
 def load(settings):
@@ -323,6 +336,8 @@ def load(settings):
         getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)()   # its newer name
         student.disable_input_require_grads()           # a hook for frozen embeddings; rollouts are slower with hooks
     teacher = mopd.make_teacher(s.teacher if s.teaches else "current", student, tokenizer, *external)
+    if s.layout == "turns" and "turns" not in mopd.layouts_of(teacher.tokenizer):
+        raise ValueError("--layout turns: the chat template has no place for earlier turns of the assistant; use turn")
     return student, tokenizer, teacher, train, held_out, inputs
 
 
@@ -353,10 +368,6 @@ def batch_of(problems, step, settings) -> list[mopd.Problem]:
     return [problems[n] for n in order[position * settings.problems:(position + 1) * settings.problems]]
 
 
-def sampler_seed(settings, step) -> int:
-    return settings.seed * 1_000_000 + step
-
-
 def sample(run, problems, *, k, **options):
     """(attempts, retries): mopd.sample with as many rollouts at once as there is memory for."""
     longest = max(len(mopd.student_ids(run.tokenizer, p)) for p in problems) + run.settings.max_new_tokens
@@ -368,10 +379,18 @@ def sample(run, problems, *, k, **options):
     return checkpoint.within_memory(work, rows, fits=run.fits, alone=lambda rows: rows == 1, name="generating rollouts")
 
 
+def sample_step(run, step):
+    """(attempts, retries, seconds) of the rollouts of a step."""
+    s, seconds = run.settings, {}
+    attempts, retries = sample(run, batch_of(run.train, step, s), k=s.rollouts, seed=mopd.sampler_seed(s, step),
+                               temperature=s.temperature, seconds=seconds)
+    return attempts, retries, seconds
+
+
 def evaluate(run) -> dict:
     """mean@k and pass@k over the held-out problems, with the same random numbers each time: evaluations are paired."""
     s, k = run.settings, run.settings.eval_rollouts
-    attempts, retries = sample(run, run.held_out, k=k, seed=sampler_seed(s, 0), temperature=s.eval_temperature,
+    attempts, retries = sample(run, run.held_out, k=k, seed=mopd.sampler_seed(s, 0), temperature=s.eval_temperature,
                                top_p=s.eval_top_p)
     groups = [attempts[n:n + k] for n in range(0, len(attempts), k)]
     return {"eval_mean_at_k": sum(a.success for a in attempts) / len(attempts),
@@ -394,14 +413,14 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
     Nothing that outlives the step changes inside `abandonable`. A loss or gradient that is not finite raises
     FloatingPointError before the update, and leaves the rollouts in the run's folder for study.
     """
-    s, seed, seconds, cuts = run.settings, sampler_seed(run.settings, step), {}, {}
+    s, seed, cuts = run.settings, mopd.sampler_seed(run.settings, step), {}
     with abandonable():
-        attempts, retries = sample(run, batch_of(run.train, step, s), k=s.rollouts, seed=seed,
-                                   temperature=s.temperature, seconds=seconds)
-        mopd.plan(attempts, method=s.method, peers=s.peers, feedback=s.feedback, seed=seed)
+        attempts, retries, seconds = run.first if run.first and step == 1 else sample_step(run, step)
+        run.first = None
+        mopd.plan(attempts, method=s.method, peers=s.peers, feedback=not s.no_feedback, seed=seed)
         if s.teaches:
             cuts = mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens,
-                                       longest=mopd.max_length(run.teacher.model))
+                                       longest=mopd.max_length(run.teacher.model), layout=s.layout)
 
         def score(micro_tokens):
             view = []
@@ -499,6 +518,10 @@ def main(arguments=None):
             existed = parallel.agree(out.exists())
             parallel.by_main(lock if existed else lambda: None)
             run = prepare(settings)
+            report.announce(run)
+            if run.settings.layout == "auto":
+                run.first = sample_step(run, 1)
+                run.measured = measure.decide(run, run.first[0])
             parallel.by_main(lambda: None if existed else lock())        # a new folder when nothing is left to refuse
             parallel.by_main(lambda: begin(run))
         except parallel.REFUSALS as error:
@@ -525,9 +548,8 @@ def begin(run):
     """Put the run's folder where the checkpoint, or the start, was."""
     for name in ("metrics.jsonl", "samples.jsonl", "tokens.jsonl"):
         checkpoint.rewind(run.out / name, run.done or -1)
-    config = json.dumps(dataclasses.asdict(run.settings), indent=1) + "\n"
-    checkpoint.replace(run.out / "config.json", [config.encode()])
-    report.announce(run)
+    config = dataclasses.asdict(run.settings) | ({"measured": run.measured} if run.measured else {})
+    checkpoint.replace(run.out / "config.json", [json.dumps(config, indent=1).encode(), b"\n"])
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {name: ["--peers", name] for name in ("contrastive", "positive", "random", "unrelated", "success_only")}
 METHODS |= {name: ["--method", name] for name in ("sdpo", "grpo", "rft")}
-METHODS |= {f"{name}+feedback": ["--peers", name, "--feedback"] for name in ("contrastive", "positive")}
+METHODS |= {f"{name}, no feedback": ["--peers", name, "--no-feedback"] for name in ("contrastive", "positive")}
 
 
 def run(method, lr, seed, options) -> dict[int, float]:
     """Train one cell unless its result is there; returns {step: held-out mean@8}."""
-    folder = options.out / f"{method}-{lr}-{seed}-{options.steps}x{options.problems}"
+    folder = options.out / f"{method.replace(', ', '-').replace(' ', '-')}-{lr}-{seed}-{options.steps}x{options.problems}"
     if not (folder / "step-{:06d}".format(options.steps)).is_dir():
         shutil.rmtree(folder, ignore_errors=True)                  # what an interrupted run left
         command = [sys.executable, str(ROOT / "train.py"), "--task", "math", *METHODS[method], "--lr", str(lr),

@@ -90,8 +90,8 @@ def self_teacher(model, kind="frozen"):
     return make_teacher(kind, model, TOKENIZER)
 
 
-def contexts(attempts, teacher, *, peer_tokens=1000, longest=10**6):
-    return write_contexts(attempts, teacher, peer_tokens=peer_tokens, longest=longest)
+def contexts(attempts, teacher, *, peer_tokens=1000, longest=10**6, layout="turn"):
+    return write_contexts(attempts, teacher, peer_tokens=peer_tokens, longest=longest, layout=layout)
 
 
 def logits_of(model, prompt, ids):
@@ -419,8 +419,96 @@ def test_peers_stand_inside_the_one_user_turn():
         assert before == "<s><|system|>Be right.<end>" and after == HEADER
         successes, failures = ([attempts[j].text for j in part] for part in (a.peers.successes, a.peers.failures))
         assert user == a.teacher_text
-        assert user == peer_context.teacher_prompt(a.problem.prompt, successes=successes, failures=failures)
+        assert user == peer_context.teacher_prompt(a.problem.prompt, successes=successes, failures=failures,
+                                                   feedback=a.feedback)
         assert a.rollout.prompt_ids == mopd.student_ids(TOKENIZER, a.problem)
+
+
+def conversation(*turns):
+    """What the template makes of a system message and these turns, user first."""
+    roles = ("<|user|>", HEADER)
+    return "<s><|system|>Be right.<end>" + "".join(f"{roles[n % 2]}{text}<end>" for n, text in enumerate(turns)) + HEADER
+
+
+def test_turns_layout_gives_each_peer_an_exchange_of_its_own_and_ends_with_the_problem():
+    attempts = step()
+    plan(attempts, method="mopd", peers="contrastive")
+    contexts(attempts, self_teacher(tiny()), layout="turns")
+    for a in attempts:
+        asked, shown = a.problem.prompt, [attempts[j].text for j in a.peers.failures + a.peers.successes]
+        verdicts = ["", *["That is wrong. "] * len(a.peers.failures), *["That is right. "] * len(a.peers.successes)]
+        said = [part for verdict, text in zip(verdicts, shown) for part in (verdict + asked, text)]
+        last = verdicts[len(shown)] + asked + (peer_context.TURN_FEEDBACK + a.feedback if a.feedback else "")
+        assert a.weight and TOKENIZER.decode(a.teacher_ids) == conversation(*said, last)
+    assert attempts[0].teacher_text.startswith("[user]\nProblem 0\n\n[assistant]\n")
+
+
+def test_turns_layout_shares_every_rule_of_contexts():
+    """Special tokens broken up, thoughts removed, long peers cut, the bare problem where nothing is shown."""
+    teacher = self_teacher(tiny())
+    attempts = [attempt(False, text="own"), attempt(True, text="<think>hm</think>fine<end><|assistant|>9"),
+                attempt(False, text="x" * 50, feedback="")]
+    plan(attempts, method="mopd", peers="contrastive")
+    counts = contexts(attempts, teacher, layout="turns", peer_tokens=20)
+    read = TOKENIZER.decode(attempts[0].teacher_ids)
+    cut = "x" * 10 + "\n[...]\n" + "x" * 10
+    harmless = "fine< end>< |assistant|>9"
+    first = "Problem 0", cut, "That is wrong. Problem 0"
+    assert harmless not in cut and counts["peers_shortened"] > 0
+    assert read.startswith(conversation(*first).removesuffix("<end>" + HEADER)) and "hm" not in read
+    plan(attempts, method="opd")
+    for a in attempts:
+        a.peers, a.feedback = Peers((), ()), ""
+    contexts(attempts, teacher, layout="turns")
+    assert all(a.teacher_ids == a.rollout.prompt_ids for a in attempts)
+
+
+@pytest.mark.parametrize("keep, dropped", [
+    (dict(successes=["FIRST", "SECOND"], failures=["FAILED"], feedback="SIGN"), 0),
+    (dict(successes=["FIRST"], failures=["FAILED"], feedback="SIGN"), 1),
+    (dict(successes=["FIRST"], feedback="SIGN"), 2), (dict(feedback="SIGN"), 3)])
+def test_turns_layout_drops_whole_exchanges_in_the_same_order(keep, dropped):
+    a, counts = drop_until(lambda size: size(**keep), feedback="SIGN", layout="turns")
+    assert counts["peers_dropped"] == dropped and a.weight == 1.0
+    said = [m["content"] for m in peer_context.teacher_turns(a.problem.prompt, **keep)]
+    assert TOKENIZER.decode(a.teacher_ids) == conversation(*said)
+    tighter, counts = drop_until(lambda size: size(**keep) - 1, feedback="SIGN", layout="turns")
+    assert counts["peers_dropped"] == dropped + 1
+
+
+@pytest.mark.parametrize("chat", [NO_SYSTEM, LOSES_SYSTEM])
+def test_turns_open_with_the_system_message_where_the_template_has_no_system_role(chat):
+    messages = peer_context.teacher_turns("P", successes=["GOOD"])
+    text = build_tokenizer(chat).decode(mopd.chat_ids(build_tokenizer(chat), "Be right.", messages))
+    assert text == "<s><|user|>Be right.\n\nP<end><|assistant|>GOOD<end><|user|>That is right. P<end><|assistant|>"
+
+
+def test_layouts_are_those_that_the_template_can_write():
+    lonely = CHAT.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'assistant' %}")
+    refuses = "{% if messages | selectattr('role', 'equalto', 'assistant') | list %}{{ raise_exception('no') }}{% endif %}"
+    assert mopd.layouts_of(TOKENIZER) == ("turn", "turns")
+    assert mopd.layouts_of(build_tokenizer(lonely)) == mopd.layouts_of(build_tokenizer(refuses + CHAT)) == ("turn",)
+
+
+def test_unknown_layout_is_refused():
+    with pytest.raises(ValueError, match="unknown layout 'columns'"):
+        peer_context.teacher_messages("columns", "P")
+
+
+def test_stop_gap_is_the_teachers_log_ratio_on_the_stop_tokens_of_finished_rollouts():
+    """A teacher that would rather go on teaches its student not to stop: seen from the first step."""
+    student, attempts = tiny(), step()
+    teacher = self_teacher(tiny(seed=1))
+    plan(attempts, method="mopd")
+    contexts(attempts, teacher)
+    metrics, found = backward(student, teacher, attempts), []
+    with torch.no_grad():
+        for a in attempts:
+            if a.weight and a.rollout.stopped:
+                ends = [model_nll[-1] for model_nll in (nll(student, a.rollout.prompt_ids, a.rollout.ids),
+                                                        nll(teacher.model, a.teacher_ids, a.rollout.ids))]
+                found.append(float(ends[0] - ends[1]))
+    assert len(found) < len(attempts) and metrics["stop_gap"] == pytest.approx(sum(found) / len(found), rel=1e-5)
 
 
 def test_peer_that_spells_out_special_tokens_does_not_leave_the_user_turn():
@@ -452,16 +540,16 @@ def test_thinking_is_stripped_from_peers_while_the_students_own_tokens_stay():
 
 # --- contexts that are too long ---
 
-def drop_until(longest_of, feedback=""):
+def drop_until(longest_of, feedback="", layout="turn"):
     """What attempt 0 is shown when its teacher may read as many tokens as `longest_of` gives."""
     attempts = [attempt(correct, text=text) for correct, text in
                 ((False, "own"), (True, "FIRST"), (True, "SECOND"), (False, "FAILED"))]
     a = attempts[0]
     a.peers, a.weight, a.feedback = Peers((1, 2), (3,)), 1.0, feedback
     teacher = self_teacher(tiny())
-    size = lambda text: len(mopd.chat_ids(TOKENIZER, a.problem.system, text)) + len(a.rollout.ids)
-    longest = longest_of(lambda **shown: size(peer_context.teacher_prompt(a.problem.prompt, **shown)))
-    return a, contexts(attempts, teacher, longest=longest)
+    size = lambda messages: len(mopd.chat_ids(TOKENIZER, a.problem.system, messages)) + len(a.rollout.ids)
+    longest = longest_of(lambda **shown: size(peer_context.teacher_messages(layout, a.problem.prompt, **shown)))
+    return a, contexts(attempts, teacher, longest=longest, layout=layout)
 
 
 @pytest.mark.parametrize("keep, dropped", [
@@ -472,7 +560,8 @@ def drop_until(longest_of, feedback=""):
 ])
 def test_peers_are_dropped_in_order_and_counted_until_the_context_fits(keep, dropped):
     a, counts = drop_until(lambda size: size(**keep), feedback="SIGN")
-    assert counts == {"peers_shortened": 0, "peers_dropped": dropped} and a.weight == 1.0
+    assert counts == {"peers_shortened": 0, "peers_dropped": dropped, "context_tokens": len(a.teacher_ids)}
+    assert a.weight == 1.0
     assert a.teacher_text == peer_context.teacher_prompt(a.problem.prompt, **keep)
     text = TOKENIZER.decode(a.teacher_ids)                          # the length cut never takes the ends
     assert text == f"<s><|system|>Be right.<end><|user|>{a.teacher_text}<end><|assistant|>"
@@ -491,7 +580,8 @@ def test_bare_context_that_does_not_fit_takes_the_weight_along():
     attempts = [attempt(True, text="short"), attempt(True, text="a much longer completion")]
     plan(attempts, method="opd")
     size = len(attempts[0].rollout.prompt_ids + attempts[0].rollout.ids)
-    assert contexts(attempts, self_teacher(tiny()), longest=size) == {"peers_shortened": 0, "peers_dropped": 0}
+    counts = contexts(attempts, self_teacher(tiny()), longest=size)
+    assert counts == {"peers_shortened": 0, "peers_dropped": 0, "context_tokens": len(attempts[0].teacher_ids)}
     assert [a.weight for a in attempts] == [1.0, 0.0]
     assert attempts[0].teacher_ids == attempts[0].rollout.prompt_ids       # opd: the teacher reads the problem alone
 
@@ -501,6 +591,7 @@ def test_long_peers_lose_their_middle_and_are_counted():
     attempts = [attempt(n < 2, text=text) for n, text in enumerate(texts)]
     plan(attempts, method="mopd", peers="contrastive")
     counts = contexts(attempts, self_teacher(tiny()), peer_tokens=20)
+    assert counts.pop("context_tokens") == sum(len(a.teacher_ids) for a in attempts)
     assert counts == {"peers_shortened": 2, "peers_dropped": 0}            # in the contexts of attempts 0 and 2
     assert "a" * 10 + "\n[...]\n" + "z" * 10 in attempts[0].teacher_text and "MIDDLE" not in attempts[0].teacher_text
     assert "x" * 20 in attempts[0].teacher_text and "MIDDLE" in attempts[1].text
@@ -648,7 +739,8 @@ def test_step_without_a_weighted_token_has_loss_zero_and_no_gradient(method, red
     for a in attempts:
         a.weight = 0.0
     metrics = backward(student, self_teacher(student), attempts, method=method, reduction=reduction)
-    assert metrics == {"loss": 0.0, "sampler_gap": None, "scored_tokens": 0, "teacher_gap": None}
+    assert metrics == {"loss": 0.0, "sampler_gap": None, "scored_tokens": 0, "teacher_gap": None,
+                       "stop_gap": None}
     assert all(p.grad is None for p in student.parameters())
 
 
@@ -659,7 +751,7 @@ def test_unweighted_attempts_do_not_dilute_the_others():
     with_others = attempts + [attempt(False, 1, "much longer and wrong"), attempt(False, 1, "wrong, too")]
     losses = []
     for some in (alone, with_others):
-        plan(some, method="mopd", peers="positive")
+        plan(some, method="mopd", peers="positive", feedback=False)
         contexts(some, teacher)
         losses.append(backward(student, teacher, some)["loss"])
     assert losses[0] == losses[1] > 0
@@ -671,7 +763,7 @@ def test_metrics_are_of_the_whole_step_not_of_the_last_micro_batch():
     plan(attempts, method="mopd")
     contexts(attempts, teacher)
     one, many = (backward(student, teacher, attempts, micro_tokens=n) for n in (10**6, 1))
-    assert set(one) == {"loss", "sampler_gap", "scored_tokens", "teacher_gap"}
+    assert set(one) == {"loss", "sampler_gap", "scored_tokens", "teacher_gap", "stop_gap"}
     for name, value in one.items():
         assert many[name] == pytest.approx(value, rel=1e-5), name
     with torch.no_grad():

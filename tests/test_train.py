@@ -78,8 +78,10 @@ def replaced(arguments, flag, value):
     (["--lr", "-1"], "not negative"),
     (["--lr", "nan"], "must be finite"),
     (["--ema-rate", "2"], "at most 1"),
-    (["--method", "rft", "--feedback"], "--feedback belongs to"),
-    (["--method", "sdpo", "--feedback"], "--feedback belongs to"),
+    (["--method", "grpo", "--layout", "turns"], "--layout has no meaning with --method grpo"),
+    (["--layout", "columns"], "invalid choice: 'columns'"),
+    (["--method", "rft", "--no-feedback"], "--no-feedback belongs to"),
+    (["--method", "sdpo", "--no-feedback"], "--no-feedback belongs to"),
     (["--method", "grpo", "--teacher", "frozen"], "--teacher has no meaning with --method grpo"),
     (["--method", "rft", "--top-k", "5"], "--top-k has no meaning"),
     (["--teacher", "frozen", "--ema-rate", "0.1"], "--ema-rate needs --teacher ema"),
@@ -254,7 +256,7 @@ def test_resuming_with_other_mathematics_is_refused_and_an_empty_folder_starts_a
 @pytest.mark.parametrize("method", [["--method", "grpo"], ["--method", "rft"], ["--method", "sdpo"], ["--peers", "random"],
                                     ["--peers", "unrelated"], ["--peers", "success_only"], ["--peers", "positive", "--teacher", "frozen"],
                                     ["--teacher", "current", "--divergence", "reverse", "--reduction", "sequence", "--top-k", "5"],
-                                    ["--feedback", "--is-clip", "2", "--gradient-checkpointing", "--divergence", "forward"]])
+                                    ["--no-feedback", "--is-clip", "2", "--gradient-checkpointing", "--divergence", "forward"]])
 def test_every_method_runs(folder, tmp_path, method):
     train.main(flags(folder, tmp_path / "out", "--steps", "2", *method))
     steps = [line for line in steps_of(tmp_path / "out") if "loss" in line]
