@@ -388,14 +388,20 @@ def sample_step(run, step):
 
 
 def evaluate(run) -> dict:
-    """mean@k and pass@k over the held-out problems, with the same random numbers each time: evaluations are paired."""
+    """mean@k and pass@k over the held-out problems, with the same random numbers each time: evaluations are paired.
+
+    Also the number of different answers per problem, which falls when training narrows the student, and by row of the
+    data the number of right samples.
+    """
     s, k = run.settings, run.settings.eval_rollouts
     attempts, retries = sample(run, run.held_out, k=k, seed=mopd.sampler_seed(s, 0), temperature=s.eval_temperature,
                                top_p=s.eval_top_p)
     groups = [attempts[n:n + k] for n in range(0, len(attempts), k)]
+    answers = [{a.verdict.answer for a in g if a.verdict.answer is not None} for g in groups]
     return {"eval_mean_at_k": sum(a.success for a in attempts) / len(attempts),
             "eval_pass_at_k": sum(any(a.success for a in g) for g in groups) / len(groups), "eval_k": k,
-            "oom_retries": retries}
+            "eval_distinct_answers": sum(map(len, answers)) / len(groups),
+            "eval_right": {g[0].problem.key: sum(a.success for a in g) for g in groups}, "oom_retries": retries}
 
 
 def due(settings, step, every) -> bool:

@@ -1,0 +1,180 @@
+"""Do the methods teach a real model something? A small pretrained model on two small tasks made up here, on two CPU cores.
+
+    python benchmarks/real_model.py --model HuggingFaceTB/SmolLM2-135M-Instruct        # hours; goes on where it stopped
+    python benchmarks/real_model.py --model FOLDER --task capitals --arms grpo contrastive,turns --seeds 0
+
+Two tasks. capitals: name the capital of a country (math verifier, which compares words); animals: the class of an animal,
+multiple choice (science verifier). The evaluation asks in words that training never uses, and some of its problems are
+about countries or animals that training never shows. Every run is `python train.py ...` in a process of its own with one
+thread. The learning rate is the better of --lrs on another seed than those of the table, after --choice-steps steps.
+Intervals are 95 % bootstrap intervals over seeds. Writes OUT/NAME/ for each run (finished ones are not run again),
+OUT/table.md and OUT/results.json.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from compare_methods import interval
+
+ROOT = Path(__file__).resolve().parent.parent
+ARMS = {
+    "contrastive,turns": ["--peers", "contrastive", "--layout", "turns"],
+    "positive,turns": ["--peers", "positive", "--layout", "turns"],
+    "contrastive,turn": ["--peers", "contrastive", "--layout", "turn"],
+    "positive,turn": ["--peers", "positive", "--layout", "turn"],
+    "sdpo,turns": ["--method", "sdpo", "--layout", "turns"],
+    "grpo": ["--method", "grpo"],
+}
+CAPITALS = """France Paris, Germany Berlin, Italy Rome, Spain Madrid, Portugal Lisbon, Poland Warsaw, Austria Vienna,
+Hungary Budapest, Greece Athens, Norway Oslo, Sweden Stockholm, Finland Helsinki, Denmark Copenhagen, Ireland Dublin,
+Russia Moscow, Ukraine Kyiv, Turkey Ankara, Egypt Cairo, Kenya Nairobi, Japan Tokyo, China Beijing, India New_Delhi,
+Pakistan Islamabad, Iran Tehran, Iraq Baghdad, Thailand Bangkok, Vietnam Hanoi, Indonesia Jakarta, Philippines Manila,
+Australia Canberra, Canada Ottawa, Mexico Mexico_City, Cuba Havana, Brazil Brasilia, Argentina Buenos_Aires, Chile Santiago,
+Peru Lima, Colombia Bogota, Venezuela Caracas, Ecuador Quito, Uruguay Montevideo, Morocco Rabat, Algeria Algiers,
+Tunisia Tunis, Ethiopia Addis_Ababa, Nigeria Abuja, Ghana Accra, Senegal Dakar, Belgium Brussels, Switzerland Bern,
+Romania Bucharest, Bulgaria Sofia, Serbia Belgrade, Croatia Zagreb, Lebanon Beirut, Syria Damascus"""
+ANIMALS = {
+    "mammal": "dog cat horse cow elephant whale bat mouse lion bear wolf rabbit dolphin sheep",
+    "bird": "robin eagle owl penguin sparrow duck hawk parrot crow swan ostrich pigeon goose heron",
+    "fish": "salmon tuna shark trout cod herring carp eel goldfish pike perch sardine mackerel haddock",
+    "insect": "ant bee beetle butterfly moth mosquito fly wasp grasshopper cricket termite ladybug dragonfly cockroach",
+}
+SPARE = 7                                               # every seventh country or animal is kept out of training
+
+
+def capitals() -> tuple[list[dict], list[dict]]:
+    """(training rows, evaluation rows); "seen" says whether training asks about the country."""
+    train, held_out = [], []
+    for n, pair in enumerate(CAPITALS.replace("\n", " ").split(", ")):
+        country, city = pair.split()
+        row = lambda question: {"prompt": f"{question} Reply only with: The answer is <city>.",
+                                "answer": f"\\text{{{city.replace('_', ' ')}}}", "seen": n % SPARE != 0}
+        if n % SPARE:
+            train += [row(f"What is the capital of {country}?"), row(f"Name the capital city of {country}.")]
+        if n % SPARE == 0 or n % 3 == 0:
+            held_out.append(row(f"Which city is the capital of {country}?"))
+    return train, held_out
+
+
+def animals() -> tuple[list[dict], list[dict]]:
+    """The same of animals. The order of the options is another one for every row."""
+    train, held_out, rng = [], [], random.Random("animals")
+    names = [(animal, kind) for kind, words in ANIMALS.items() for animal in words.split()]
+    for n, (animal, kind) in enumerate(names):
+        def row(question):
+            kinds = rng.sample(list(ANIMALS), 4)
+            options = "\n".join(f"{letter}: {name}" for letter, name in zip("ABCD", kinds))
+            return {"prompt": f"{question}\n{options}\nReply only with the letter, like this: <answer>A</answer>",
+                    "answer": "ABCD"[kinds.index(kind)], "seen": n % SPARE != 0}
+        if n % SPARE:
+            train += [row(f"What kind of animal is a {animal}?"), row(f"A {animal} is a ...")]
+        if n % SPARE == 0 or n % 3 == 0:
+            held_out.append(row(f"To which class of animals does the {animal} belong?"))
+    return train, held_out
+
+
+TASKS = {"capitals": ("math", capitals, 16), "animals": ("science", animals, 16)}       # verifier, rows, new tokens
+
+
+def run(task, arm, lr, seed, steps, options) -> dict:
+    """One run, unless its result is there: {"curve": {step: {...}}, "seconds", ...}."""
+    folder = options.out / f"{task}-{arm.replace(',', '-')}-{lr}-{seed}-{steps}"
+    result = folder.parent / f"{folder.name}.json"
+    if result.is_file():
+        return json.loads(result.read_text("utf-8"))
+    shutil.rmtree(folder, ignore_errors=True)                                          # of an interrupted run
+    verifier, _, new_tokens = TASKS[task]
+    quarter = max(1, steps // 4) if steps == options.steps else steps
+    command = [sys.executable, str(ROOT / "train.py"), "--task", verifier, "--model", options.model, *ARMS[arm],
+               "--data", str(options.out / f"{task}.jsonl"), "--eval-data", str(options.out / f"{task}-eval.jsonl"),
+               "--lr", str(lr), "--seed", str(seed), "--steps", str(steps), "--warmup-steps", "4", "--problems", "8",
+               "--rollouts", "8", "--max-new-tokens", str(new_tokens), "--temperature", "0.7", "--eval-temperature", "0.7",
+               "--eval-top-p", "1", "--eval-every", str(quarter), "--save-every", str(steps), "--keep", "1",
+               "--micro-tokens", "16384", "--device", "cpu", "--dtype", options.dtype, "--out", str(folder)]
+    start = time.time()
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    seen = [row["seen"] for row in read(options.out / f"{task}-eval.jsonl")]
+    curve = {}
+    for line in lines:
+        if "eval_k" in line:
+            new = [count / line["eval_k"] for row, count in line["eval_right"].items() if not seen[int(row)]]
+            curve[str(line["step"])] = {"mean": line["eval_mean_at_k"], "pass": line["eval_pass_at_k"],
+                                        "distinct": line["eval_distinct_answers"], "unseen": statistics.fmean(new)}
+    steps_of = [line for line in lines if "loss" in line]
+    numbers = {"curve": curve, "seconds": time.time() - start, "arm": arm, "lr": lr, "seed": seed, "task": task,
+               "warnings": [text for text in done.stdout.splitlines() if text.startswith("warning: step")],
+               **{name: [line[name] for line in steps_of] for name in
+                  ("success", "truncated", "stop_gap", "teacher_gap", "loss", "distinct_answers", "mean_completion_length")}}
+    result.write_text(json.dumps(numbers) + "\n", "utf-8")
+    for checkpoint in folder.glob("step-*"):
+        shutil.rmtree(checkpoint)                                                       # 2 GB each
+    print(f"{task} {arm:18s} lr {lr:g} seed {seed}: "
+          + ", ".join(f"{step}: {point['mean']:.3f}" for step, point in curve.items()), flush=True)
+    return numbers
+
+
+def read(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="a Hub id or a folder that from_pretrained reads")
+    parser.add_argument("--out", type=Path, default=Path("runs/real-model"))
+    parser.add_argument("--task", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--lrs", nargs="+", type=float, default=[1e-5, 3e-5])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--choice-seed", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--choice-steps", type=int, default=8)
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    if options.steps % 4 or options.steps == options.choice_steps:
+        parser.error("--steps must be a multiple of 4 and another number than --choice-steps")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for task in options.task:
+        for name, rows in zip((task, f"{task}-eval"), TASKS[task][1]()):
+            (options.out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    with ThreadPoolExecutor(options.jobs) as pool:
+        trial = {(t, a, lr): pool.submit(run, t, a, lr, options.choice_seed, options.choice_steps, options)
+                 for t in options.task for a in options.arms for lr in options.lrs}
+        end = str(options.choice_steps)
+        score = {key: job.result()["curve"][end]["mean"] for key, job in trial.items()}
+        best = {(t, a): max(options.lrs, key=lambda lr, key=(t, a): score[*key, lr])
+                for t in options.task for a in options.arms}
+        jobs = {(t, a, s): pool.submit(run, t, a, best[t, a], s, options.steps, options)
+                for s in options.seeds for t in options.task for a in options.arms}     # seeds outermost: usable early
+        found = {key: job.result() for key, job in jobs.items()}
+    quarters = [str(options.steps * n // 4) for n in (1, 2, 4)]
+    columns = [*(f"mean@8, step {q}" for q in quarters), "pass@8 at the end", "distinct answers", "unseen, mean@8", "seconds"]
+    rows = [f"| task | arm | lr | start | {' | '.join(columns)} |", "| --- " * (len(columns) + 4) + "|"]
+    for t, a in best:
+        runs = [found[t, a, s] for s in options.seeds]
+        at = lambda step, name, runs=runs: interval([one["curve"][step][name] for one in runs])
+        start = statistics.fmean(one["curve"]["0"]["mean"] for one in runs)
+        last = [at(quarters[-1], name) for name in ("pass", "distinct", "unseen")]
+        rows.append(f"| {t} | {a} | {best[t, a]:g} | {start:.2f} | "
+                    + " | ".join([*(at(q, "mean") for q in quarters), *last,
+                                  f"{statistics.fmean(one['seconds'] for one in runs):.0f}"]) + " |")
+    (options.out / "table.md").write_text("\n".join(rows) + "\n", "utf-8")
+    results = {"choice": {" ".join(map(str, key)): value for key, value in score.items()}, "runs": list(found.values())}
+    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
