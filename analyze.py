@@ -27,12 +27,13 @@ import numpy
 from transformers.utils import logging as transformers_logging
 
 import mopd
-import parallel
+from runtime import parallel
 import peer_context
-import report
+from runtime import report
 import train
-from report import grouped
+from runtime.report import grouped
 from runtime import measure
+from runtime.models import max_length
 
 SIGNAL = {"none": (0, 0), "1 success": (1, 0), "2 successes": (2, 0), "1 failure": (0, 1), "1s+1f": (1, 1),
           "2s+1f": (2, 1)}                                   # successes, failures
@@ -170,7 +171,7 @@ def read_contexts(run, attempts, peers) -> tuple[dict[str, list], set[int]]:
         copies = [replace(a, peers=chosen.get(i, peer_context.Peers((), ())), feedback="", weight=float(i in chosen))
                   for i, a in enumerate(attempts)]
         mopd.write_contexts(copies, run.teacher, peer_tokens=s.peer_tokens, layout=s.layout,
-                            longest=mopd.max_length(run.teacher.model))
+                            longest=max_length(run.teacher.model))
         lost |= {i for i in chosen if not copies[i].weight or copies[i].peers != chosen[i]}
         versions[c] = copies
     return report.read_tokens(run.student, run.teacher, versions, temperature=s.temperature, budget=s.micro_tokens,
@@ -250,7 +251,7 @@ def sample_groups(run) -> list[mopd.Attempt]:
     """The rollouts of a first training step."""
     s = run.settings
     return mopd.sample(run.student, run.tokenizer, train.batch_of(run.train, 1, s), k=s.rollouts, task=s.task,
-                       seed=mopd.sampler_seed(s, 1), max_new_tokens=s.max_new_tokens, temperature=s.temperature,
+                       seed=s.seed_of(1), max_new_tokens=s.max_new_tokens, temperature=s.temperature,
                        autocast=run.autocast)
 
 
@@ -296,9 +297,9 @@ def preflight(run, attempts) -> dict:
     table = measure.measure(run, attempts)
     if s.layout == "auto":
         s.layout = measure.choose(table)
-    mopd.plan(attempts, method=s.method, peers=s.peers, feedback=not s.no_feedback, seed=mopd.sampler_seed(s, 1))
+    mopd.plan(attempts, method=s.method, peers=s.peers, feedback=not s.no_feedback, seed=s.seed_of(1))
     mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens, layout=s.layout,
-                        longest=mopd.max_length(run.teacher.model))
+                        longest=max_length(run.teacher.model))
     rates = [mean([a.success for a in mates]) for mates in grouped(attempts)]
     every = measure.measure(run, attempts, kinds=[own], layouts=[s.layout], only_mixed=False)["arms"][own][s.layout]
     student = {mates[0].problem.key: rate for mates, rate in zip(grouped(attempts), rates)}

@@ -159,6 +159,13 @@ def teacher_messages(layout, problem, **peers) -> list[dict[str, str]]:
     return [{"role": "user", "content": teacher_prompt(problem, **peers)}]
 
 
+def readable(messages) -> str:
+    """A conversation as a text to look at: the turn itself where there is one, else each turn under its role."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
+
+
 def strip_thinking(text) -> str:
     """The text without `<think>…</think>`, without what precedes a lone `</think>` and follows a lone `<think>`."""
     while "<think>" in text or "</think>" in text:         # again: removing one pair can make another

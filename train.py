@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import random
-import re
 import shlex
 import sys
 import time
@@ -24,19 +23,19 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-import checkpoint
+from runtime import checkpoint
 import mopd
-import parallel
-import report
+from runtime import parallel
+from runtime import report
 import tiny
 import verifiers
-from checkpoint import append
+from runtime.checkpoint import append
 from loss import DIVERGENCES
-from rollout import generate, rows_in_memory
-from runtime import measure
+from rollout import fused_norms, generate, rows_in_memory
+from runtime import data, fast_scoring, measure
+from runtime.models import layouts_of, load_model, max_length, student_ids
 
 
 def option(default, help, choices=None):
@@ -81,6 +80,7 @@ class Settings:
     weight_decay: float = option(0.01, "AdamW's weight decay")
     grad_clip: float = option(None, "largest norm of the gradient")
     micro_tokens: int = option(None, "tokens, padding included, that go through the model at once in scoring")
+    plain: bool = option(False, "the plain loss and scoring instead of the fast ones in runtime/, to check them")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
     eval_every: int = option(None, "steps between evaluations")
     eval_problems: int = option(None, "problems of an evaluation, at most")
@@ -147,6 +147,10 @@ class Settings:
             raise ValueError(f"--device {self.device}: {str(error).splitlines()[0]}") from None
         self.dtype = self.dtype or ("bfloat16" if self.device.startswith("cuda") else "float32")
 
+    def seed_of(self, step):
+        """The seed of a step's rollouts and of its choice of peers; step 0 is evaluation, -1 the teacher's measurement."""
+        return self.seed * 1_000_000 + step
+
     @property
     def teaches(self):
         """Whether the method has a teacher at all."""
@@ -196,86 +200,16 @@ def parse(arguments, program="train.py") -> Settings:
 
 # --- data and models ---
 
-def find_file(spec) -> Path:
-    """A local file, or OWNER/NAME:FILE of a data set on the Hub."""
-    if Path(spec).is_file():
-        return Path(spec)
-    repo, colon, name = spec.partition(":")
-    if not colon or repo.count("/") != 1:
-        what = "a folder, not a data file" if Path(spec).is_dir() else "no such data file"
-        raise ValueError(f"{what}: {spec} (for a file on the Hub write OWNER/NAME:FILE)")
-    from huggingface_hub import hf_hub_download
-    try:
-        return Path(hf_hub_download(repo, name, repo_type="dataset"))
-    except Exception as error:                                   # of the network, the Hub, the disk
-        raise ValueError(f"cannot load {spec} from the Hub: {str(error).strip().splitlines()[0]}") from None
-
-
-def read_problems(spec, settings) -> list[mopd.Problem]:
-    """The rows of a JSON Lines file as problems. A bad row raises ValueError with file and line number."""
-    path, problems = find_file(spec), []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):         # splitlines() would split at U+2028 too
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-            if not isinstance(row, dict):
-                raise ValueError("not a JSON object")
-            problems.append(read_row(row, settings, len(problems)))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not one JSON object: {error.msg} at column {error.colno}") from None
-        except (ValueError, RecursionError) as error:            # errors of UTF-8 are ValueErrors too
-            raise ValueError(f"{path}:{number}: {error}") from None
-    if not problems:
-        raise ValueError(f"{path} has no usable row: it is empty")
-    return problems
-
-
-def read_row(row, settings, key) -> mopd.Problem:
-    """One row as a problem, with the task's instruction where it has no system message."""
-    for name in (settings.prompt_field, settings.answer_field):
-        if name not in row:
-            raise ValueError(f"no field {name!r}, only {', '.join(map(repr, row))}: see --prompt-field, --answer-field")
-    prompt, answer, system = row[settings.prompt_field], row[settings.answer_field], row.get(settings.system_field)
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"field {settings.prompt_field!r} is not a text")
-    prompt.encode("utf-8")                                       # half a surrogate pair cannot be written or tokenised
-    if system is not None and not isinstance(system, str):
-        raise ValueError(f"field {settings.system_field!r} is neither a text nor null")
-    verifiers.check_answer(settings.task, answer)
-    if settings.task == "code":                                  # the statement rarely says what the tests will call
-        if answer.get("starter_code"):
-            prompt += f"\n\nStart from this code:\n```python\n{answer['starter_code']}\n```"
-        elif answer.get("entry_point") and not re.search(rf"\b{re.escape(answer['entry_point'])}\s*\(", prompt):
-            prompt += f"\n\nThe function must be called {answer['entry_point']}."
-    return mopd.Problem(prompt, answer, system or verifiers.INSTRUCTIONS[settings.task], key)
-
-
 def fitting(problems, student, tokenizer, settings, name) -> list[mopd.Problem]:
     """The problems whose prompt and --max-new-tokens the model has room for; the others are counted out loud."""
-    room = mopd.max_length(student) - settings.max_new_tokens
-    kept = [p for p in problems if len(mopd.student_ids(tokenizer, p)) <= room]
+    room = max_length(student) - settings.max_new_tokens
+    kept = [p for p in problems if len(student_ids(tokenizer, p)) <= room]
     if len(kept) < len(problems):
         print(f"{name}: {len(problems) - len(kept)} of {len(problems)} rows are too long for the model with "
               f"--max-new-tokens {settings.max_new_tokens} and left out")
     if not kept:
         raise ValueError(f"{name} has no usable row ({len(problems)} rows read, none left)")
     return kept
-
-
-def load_model(name):
-    """(model in float32, tokenizer) from the Hub or a folder, refused unless the loss can be worked out exactly."""
-    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        raise ValueError(f"no such model folder: {name}")
-    try:
-        AutoConfig.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:                                   # damaged files raise whatever their readers raise
-        raise ValueError(f"cannot load a model from {name}, which must be a Hub id or a model folder: "
-                         f"{str(error).strip().splitlines()[0]}") from None
-    mopd.check_model(model, name)
-    return model.eval(), tokenizer
 
 
 @dataclass
@@ -304,15 +238,16 @@ def load(settings):
     """(student, tokenizer, teacher, training, held-out problems, checksums); what can be refused is refused here."""
     s, out, held_out, external = settings, Path(settings.out), [], ()
     if s.model == "tiny":
-        train, held_out = ([read_row(row, s, n) for n, row in enumerate(rows)]
+        train, held_out = ([data.read_row(row, s.task, n) for n, row in enumerate(rows)]
                            for rows in tiny.problems(s.task, seed=s.seed))
         student, tokenizer = tiny.build(s.task, instruction=verifiers.INSTRUCTIONS[s.task], verify=verifiers.verify,
                                         folder=out.parent, device=s.device)
     else:
-        train = read_problems(s.data, s)
+        fields = dict(prompt_field=s.prompt_field, answer_field=s.answer_field, system_field=s.system_field)
+        train = data.read_problems(s.data, s.task, **fields)
         if s.eval_data:
-            held_out = read_problems(s.eval_data, s)
-            if find_file(s.data).samefile(find_file(s.eval_data)):
+            held_out = data.read_problems(s.eval_data, s.task, **fields)
+            if data.find_file(s.data).samefile(data.find_file(s.eval_data)):
                 print("warning: --data and --eval-data are the same file: the evaluation is not held out")
         student, tokenizer = load_model(s.model)
         generate(student, [[0, 1], [0]], 2, max_new_tokens=2, stop_ids=[])     # refuses what it cannot sample from
@@ -336,7 +271,7 @@ def load(settings):
         getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)()   # its newer name
         student.disable_input_require_grads()           # a hook for frozen embeddings; rollouts are slower with hooks
     teacher = mopd.make_teacher(s.teacher if s.teaches else "current", student, tokenizer, *external)
-    if s.layout == "turns" and "turns" not in mopd.layouts_of(teacher.tokenizer):
+    if s.layout == "turns" and "turns" not in layouts_of(teacher.tokenizer):
         raise ValueError("--layout turns: the chat template has no place for earlier turns of the assistant; use turn")
     return student, tokenizer, teacher, train, held_out, inputs
 
@@ -370,10 +305,11 @@ def batch_of(problems, step, settings) -> list[mopd.Problem]:
 
 def sample(run, problems, *, k, **options):
     """(attempts, retries): mopd.sample with as many rollouts at once as there is memory for."""
-    longest = max(len(mopd.student_ids(run.tokenizer, p)) for p in problems) + run.settings.max_new_tokens
+    longest = max(len(student_ids(run.tokenizer, p)) for p in problems) + run.settings.max_new_tokens
     config = run.student.config.get_text_config(decoder=True)
     work = lambda rows: mopd.sample(run.student, run.tokenizer, problems, k=k, task=run.settings.task, max_rows=rows,
-                                    max_new_tokens=run.settings.max_new_tokens, autocast=run.autocast, **options)
+                                    max_new_tokens=run.settings.max_new_tokens, autocast=run.autocast,
+                                    generate=generate, **options)
     with run.autocast():                                    # which halves the cache
         rows = min(len(problems) * k, rows_in_memory(run.student, config, longest))
     return checkpoint.within_memory(work, rows, fits=run.fits, alone=lambda rows: rows == 1, name="generating rollouts")
@@ -382,7 +318,7 @@ def sample(run, problems, *, k, **options):
 def sample_step(run, step):
     """(attempts, retries, seconds) of the rollouts of a step."""
     s, seconds = run.settings, {}
-    attempts, retries = sample(run, batch_of(run.train, step, s), k=s.rollouts, seed=mopd.sampler_seed(s, step),
+    attempts, retries = sample(run, batch_of(run.train, step, s), k=s.rollouts, seed=s.seed_of(step),
                                temperature=s.temperature, seconds=seconds)
     return attempts, retries, seconds
 
@@ -394,7 +330,7 @@ def evaluate(run) -> dict:
     data the number of right samples.
     """
     s, k = run.settings, run.settings.eval_rollouts
-    attempts, retries = sample(run, run.held_out, k=k, seed=mopd.sampler_seed(s, 0), temperature=s.eval_temperature,
+    attempts, retries = sample(run, run.held_out, k=k, seed=s.seed_of(0), temperature=s.eval_temperature,
                                top_p=s.eval_top_p)
     groups = [attempts[n:n + k] for n in range(0, len(attempts), k)]
     answers = [{a.verdict.answer for a in g if a.verdict.answer is not None} for g in groups]
@@ -419,14 +355,14 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
     Nothing that outlives the step changes inside `abandonable`. A loss or gradient that is not finite raises
     FloatingPointError before the update, and leaves the rollouts in the run's folder for study.
     """
-    s, seed, cuts = run.settings, mopd.sampler_seed(run.settings, step), {}
+    s, seed, cuts = run.settings, run.settings.seed_of(step), {}
     with abandonable():
         attempts, retries, seconds = run.first if run.first and step == 1 else sample_step(run, step)
         run.first = None
         mopd.plan(attempts, method=s.method, peers=s.peers, feedback=not s.no_feedback, seed=seed)
         if s.teaches:
             cuts = mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens,
-                                       longest=mopd.max_length(run.teacher.model), layout=s.layout)
+                                       longest=max_length(run.teacher.model), layout=s.layout)
 
         def score(micro_tokens):
             view = []
@@ -434,10 +370,12 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
                 view = report.token_view(run, step, attempts, seed=seed, budget=micro_tokens, seconds=seconds)
             run.optimizer.zero_grad(set_to_none=True)   # what is left of a try for which memory did not suffice
             run.student.train(s.gradient_checkpointing)     # else in eval mode: dropout would part it from the sampler
-            metrics = mopd.backward(
-                run.student, run.teacher, attempts, method=s.method, divergence=s.divergence, top_k=s.top_k,
-                temperature=s.temperature, reduction=s.reduction, is_clip=s.is_clip, micro_tokens=micro_tokens,
-                autocast=run.autocast, seconds=seconds)
+            fast = [] if s.plain else [run.student, *([run.teacher.model] if s.teaches else [])]
+            with fused_norms(*fast):
+                metrics = mopd.backward(
+                    run.student, run.teacher, attempts, method=s.method, divergence=s.divergence, top_k=s.top_k,
+                    temperature=s.temperature, reduction=s.reduction, is_clip=s.is_clip, micro_tokens=micro_tokens,
+                    autocast=run.autocast, seconds=seconds, parts=mopd.Parts() if s.plain else fast_scoring.FAST)
             run.student.eval()
             return metrics, view
 
@@ -465,7 +403,7 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)           # its memory is the next rollouts'
         run.teacher.update(run.student, s.ema_rate)
-    return {"step": step, **metrics, **mopd.describe(attempts), **cuts, "oom_retries": retries + more,
+    return {"step": step, **metrics, **report.describe(attempts), **cuts, "oom_retries": retries + more,
             "grad_norm": grad_norm, "lr": lr,
             "seconds": {name: round(value, 4) for name, value in seconds.items()}}, attempts, view
 

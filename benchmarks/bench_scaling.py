@@ -24,6 +24,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 
 import bench_trl
 import mopd
+from runtime.fast_scoring import FAST
 from verifiers import Verdict
 
 BASE = dict(rollouts=8, length=64, vocabulary=32768)
@@ -55,7 +56,7 @@ def run(rollouts, length, vocabulary, steps):
         mopd.plan(attempts, method="mopd", seed=step)
         mopd.write_contexts(attempts, teacher, peer_tokens=length, longest=16384)
         optimizer.zero_grad(set_to_none=True)
-        mopd.backward(student, teacher, attempts, seconds=seconds)
+        mopd.backward(student, teacher, attempts, seconds=seconds, parts=FAST)
         optimizer.step()
         teacher.update(student, 0.05)
         rows.append({**seconds, "all": time.perf_counter() - start})

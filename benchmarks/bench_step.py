@@ -25,6 +25,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 import bench_trl
 import mopd
 from bench_rollout import SHAPES
+from runtime.fast_scoring import FAST
+from runtime.models import head, max_length
 from verifiers import Verdict, verify_batch
 
 
@@ -39,7 +41,7 @@ def flops(model, lengths, completion_tokens):
     config, attended = model.config, sum(n * n / 2 for n in lengths)                                # causal
     width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     return (2 * sum(layers) * sum(lengths) + 4 * attended * width * config.num_hidden_layers
-            + 2 * mopd.head(model).numel() * completion_tokens)
+            + 2 * head(model).numel() * completion_tokens)
 
 
 def main():
@@ -86,10 +88,10 @@ def main():
             a.rollout.stopped = True           # random weights never stop, and a truncated rollout would be no peer
         contexts = time.perf_counter()
         mopd.plan(attempts, method="mopd", seed=step)
-        mopd.write_contexts(attempts, teacher, peer_tokens=args.new_tokens, longest=mopd.max_length(student))
+        mopd.write_contexts(attempts, teacher, peer_tokens=args.new_tokens, longest=max_length(student))
         seconds["contexts"] = time.perf_counter() - contexts
         student.train(args.gradient_checkpointing)
-        metrics = mopd.backward(student, teacher, attempts, micro_tokens=args.micro_tokens, autocast=autocast,
+        metrics = mopd.backward(student, teacher, attempts, micro_tokens=args.micro_tokens, autocast=autocast, parts=FAST,
                                 seconds=seconds)
         student.eval()
         update = time.perf_counter()
@@ -106,7 +108,7 @@ def main():
               flush=True)
     scored = [a for a in attempts if a.weight]
     tokens = sum(len(a.rollout.ids) for a in scored)
-    of_head = 2 * mopd.head(teacher.model).numel() * tokens                  # the loss multiplies with the teacher's, too
+    of_head = 2 * head(teacher.model).numel() * tokens                  # the loss multiplies with the teacher's, too
     work = {"teacher": flops(teacher.model, [mopd.teacher_tokens(a) for a in scored], 0),
             "student": 3 * flops(student, [mopd.student_tokens(a) for a in scored], tokens) + of_head}
     median = {k: statistics.median(r[k] for r in rows[1:] or rows) for k in rows[0]}

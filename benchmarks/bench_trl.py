@@ -71,6 +71,7 @@ def reset_peak():
 
 def run_ours(steps, top_k):
     import mopd
+    from runtime.fast_scoring import FAST
     from verifiers import Verdict
     mopd.verify_batch = lambda task, texts, answers, workers: [
         Verdict(succeeds(t), None, "" if succeeds(t) else "Wrong.") for t in texts]
@@ -88,7 +89,7 @@ def run_ours(steps, top_k):
         mopd.plan(attempts, method="sdpo", seed=step)
         mopd.write_contexts(attempts, teacher, peer_tokens=NEW_TOKENS, longest=2048)
         optimizer.zero_grad(set_to_none=True)
-        mopd.backward(student, teacher, attempts, top_k=top_k, is_clip=IS_CLIP)
+        mopd.backward(student, teacher, attempts, top_k=top_k, is_clip=IS_CLIP, parts=FAST)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         teacher.update(student, EMA)

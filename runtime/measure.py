@@ -16,12 +16,12 @@ from dataclasses import replace
 
 import numpy
 
-import checkpoint
-import mopd
-import parallel
+from runtime import checkpoint
+from runtime import parallel
 import peer_context
-import report
+from runtime import report
 from rollout import generate, rows_in_memory
+from runtime.models import completion_text, layouts_of, max_length, stop_ids
 from verifiers import verify_batch
 
 SAMPLES = 64            # answers for each arm, never more than a step has rollouts: all arms take less than two steps
@@ -46,7 +46,7 @@ def measure(run, attempts, *, layouts=None, kinds=None, only_mixed=True) -> dict
     s, own = run.settings, report.own_context(run.settings)
     if kinds is None:                                           # a copy of the student without peers is the student
         kinds = [*dict.fromkeys([own, "positive", "contrastive", *([BARE] if run.teacher.kind == "external" else [])])]
-    layouts = layouts or mopd.layouts_of(run.teacher.tokenizer)
+    layouts = layouts or layouts_of(run.teacher.tokenizer)
     groups = report.grouped(attempts)
     if only_mixed:
         groups = [mates for mates in groups if len({a.success for a in mates}) == 2]
@@ -59,7 +59,7 @@ def measure(run, attempts, *, layouts=None, kinds=None, only_mixed=True) -> dict
     # Fresh answers, not the rollouts: a mixed group of a hard problem is one in which the student was lucky.
     table["bare"] = answers(run, run.student, run.tokenizer, asked, wanted)
     for kind, layout in [(kind, layout) for kind in kinds for layout in (layouts[:1] if kind == BARE else layouts)]:
-        copies, cuts = report.with_context(run, members, kind, mopd.sampler_seed(s, 1), layout)
+        copies, cuts = report.with_context(run, members, kind, s.seed_of(1), layout)
         arm = answers(run, run.teacher.model, run.teacher.tokenizer, copies, wanted)
         weighted = [len(a.teacher_ids) for a in copies if a.weight]
         arm |= {"tokens": sum(weighted) / max(len(weighted), 1), "dropped": cuts["peers_dropped"]}
@@ -72,7 +72,7 @@ def measure(run, attempts, *, layouts=None, kinds=None, only_mixed=True) -> dict
 
 def answers(run, model, tokenizer, copies, wanted) -> dict:
     """`wanted` answers, evenly over the problems, that `model` writes after what `copies` with a weight read."""
-    s, limit, rows = run.settings, mopd.max_length(model), []
+    s, limit, rows = run.settings, max_length(model), []
     for mates in report.grouped(copies):
         fits = [a for a in mates if a.weight and len(a.teacher_ids) + s.max_new_tokens <= limit]
         rows += enumerate(fits[:: max(1, len(fits) // CONTEXTS)][:CONTEXTS])
@@ -82,15 +82,15 @@ def answers(run, model, tokenizer, copies, wanted) -> dict:
     def write(most):
         with run.autocast(), parallel.gathered(model):
             return generate(model, [a.teacher_ids for _, a in mine], each, max_new_tokens=s.max_new_tokens,
-                            stop_ids=mopd.stop_ids(model, tokenizer), temperature=s.temperature, max_rows=most,
-                            seed=mopd.sampler_seed(s, 0) - 1, keys=[a.problem.key * CONTEXTS + n for n, a in mine])
+                            stop_ids=stop_ids(model, tokenizer), temperature=s.temperature, max_rows=most,
+                            seed=s.seed_of(-1), keys=[a.problem.key * CONTEXTS + n for n, a in mine])
 
     longest = max([len(a.teacher_ids) for _, a in rows], default=0) + s.max_new_tokens
     config = model.config.get_text_config(decoder=True)
     most = min(len(rows) * each, rows_in_memory(model, config, longest)) or 1
     groups, _ = checkpoint.within_memory(write, most, fits=run.fits, alone=lambda n: n == 1, name="generating answers")
     flat = [(a, rollout) for (_, a), group in zip(mine, groups) for rollout in group]
-    texts = [mopd.completion_text(tokenizer, r.ids[:-1] if r.stopped else r.ids) for _, r in flat]
+    texts = [completion_text(tokenizer, r.ids[:-1] if r.stopped else r.ids) for _, r in flat]
     verdicts = verify_batch(s.task, texts, [a.problem.answer for a, _ in flat], workers=parallel.workers())
     shown = {id(a): {copies_text(copies, j) for j in a.peers.successes + a.peers.failures} for a, _ in flat}
     found = [(a.problem.key, verdict.correct and r.stopped, r.stopped, peer_context.strip_thinking(text) in shown[id(a)])

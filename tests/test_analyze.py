@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import analyze
 import mopd
 import peer_context
-import report
+from runtime import report
 import train
 from mopd import Attempt, Problem
 from rollout import Rollout

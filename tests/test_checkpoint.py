@@ -19,9 +19,9 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModelForCausalLM
 
-import checkpoint
+from runtime import checkpoint
 import mopd
-import parallel
+from runtime import parallel
 import rollout
 import train
 import verifiers

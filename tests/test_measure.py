@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import mopd
-import parallel
+from runtime import parallel
 import train
 from runtime import measure
 from test_train import flags, folder  # noqa: F401 (a fixture)

@@ -14,10 +14,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mopd  # noqa: E402
 import peer_context  # noqa: E402
-from mopd import (Attempt, Problem, Teacher, backward, check_model, describe, head, make_teacher, plan,  # noqa: E402
-                  write_contexts)
+from mopd import Attempt, Parts, Problem, Teacher, make_teacher, plan, write_contexts  # noqa: E402
 from peer_context import Peers  # noqa: E402
 from rollout import Rollout  # noqa: E402
+from runtime import fast_scoring  # noqa: E402
+from runtime import models as adapters  # noqa: E402
+from runtime.fast_scoring import FAST, can_share, shared_hidden_states  # noqa: E402
+from runtime.models import check_model, head  # noqa: E402
+from runtime.report import describe  # noqa: E402
 from verifiers import Verdict  # noqa: E402
 
 BOS, END, EOT, HEADER = "<s>", "<end>", "<eot>", "<|assistant|>"
@@ -73,7 +77,7 @@ def attempt(correct, group=0, text="", *, stopped=True, feedback="wrong", logpro
     """An attempt as `sample` would make it, with made-up log-probabilities of the sampler."""
     ids = tell(text) + [END_ID] * stopped
     logprobs = [-3 - 0.1 * (n % 7) for n in range(len(ids))] if logprobs is None else logprobs
-    rollout = Rollout(mopd.student_ids(TOKENIZER, problem(group)), ids, logprobs, stopped)
+    rollout = Rollout(adapters.student_ids(TOKENIZER, problem(group)), ids, logprobs, stopped)
     return Attempt(problem(group), group, rollout, text, Verdict(correct, None, "" if correct else feedback))
 
 
@@ -84,6 +88,11 @@ def step(seed=0):
     word = lambda: "".join(rng.choices("abcdefgh", k=rng.randrange(1, 14)))
     return [attempt(correct, g, word(), stopped=(g, j) != (1, 2)) for g, group in enumerate(verdicts)
             for j, correct in enumerate(group)]
+
+
+def backward(*args, parts=FAST, **options):
+    """As in training: the fast parts, which one test below holds against the plain ones."""
+    return mopd.backward(*args, parts=parts, **options)
 
 
 def self_teacher(model, kind="frozen"):
@@ -139,11 +148,12 @@ def assert_same_step(student, teacher, attempts, *, micro_tokens, **options):
     """backward() against the oracle: value and gradient of the whole step. Returns the metrics."""
     student.zero_grad(set_to_none=True)
     vocabulary = options.pop("vocabulary", V)
+    parts = options.pop("parts", FAST)
     expected = step_loss(student, teacher, attempts, vocabulary=vocabulary, **options)
     expected.backward()
     wanted = gradients(student)
     student.zero_grad(set_to_none=True)
-    metrics = backward(student, teacher, attempts, micro_tokens=micro_tokens, **options)
+    metrics = backward(student, teacher, attempts, micro_tokens=micro_tokens, parts=parts, **options)
     assert metrics["loss"] == pytest.approx(expected.item(), rel=1e-5, abs=1e-12)
     scale = max(g.abs().max() for g in wanted.values())
     assert scale > 1e-6                                             # a gradient of zero would equal anything
@@ -156,7 +166,7 @@ def assert_same_step(student, teacher, attempts, *, micro_tokens, **options):
 
 @pytest.mark.parametrize("micro_tokens", [1, 400, 10**6])
 @pytest.mark.parametrize("options", [
-    dict(divergence="jsd"), dict(divergence="forward", temperature=0.7),
+    dict(divergence="jsd"), dict(parts=Parts()), dict(divergence="forward", temperature=0.7),
     dict(divergence="reverse", reduction="sequence"), dict(divergence="reverse", is_clip=0.8),
     dict(divergence="jsd", temperature=1.3, reduction="sequence", is_clip=1.5)], ids=str)
 def test_step_is_the_same_for_every_split_into_micro_batches(options, micro_tokens):
@@ -242,12 +252,12 @@ def test_only_completion_tokens_are_scored():
 def test_reading_a_shared_prompt_once_changes_neither_values_nor_gradients(config, tolerance):
     """Two groups with prompts of one length, one with another, a completion that is the stop token alone."""
     model, texts = tiny(config), ("short", "quite a bit longer", "", "mid")
-    rows = [(group, mopd.student_ids(TOKENIZER, problem(group)), tell(text) + [END_ID])
-            for text in texts for group in (0, 3)] + [(1, mopd.student_ids(TOKENIZER, problem(1)), tell("x") + [END_ID])]
+    rows = [(group, adapters.student_ids(TOKENIZER, problem(group)), tell(text) + [END_ID])
+            for text in texts for group in (0, 3)] + [(1, adapters.student_ids(TOKENIZER, problem(1)), tell("x") + [END_ID])]
     rows += [(2, [*rows[0][1][:-1], 5], tell(text) + [END_ID]) for text in texts]         # as long as group 0's
     prompts, completions = [row[1] for row in rows], [row[2] for row in rows]
     results = []
-    for read in (mopd.hidden_states, mopd.shared_hidden_states):
+    for read in (mopd.hidden_states, shared_hidden_states):
         model.zero_grad()
         states = read(model, prompts, completions)
         (states * torch.arange(states.numel()).view_as(states).cos()).sum().backward()
@@ -266,19 +276,19 @@ def test_padding_of_shared_prompts_stays_within_the_models_positions(config, cha
     long, short = ([rng.randrange(V) for _ in range(n)] for n in (50, 4))
     prompts, completions = [long, long, short, short], [[rng.randrange(V) for _ in range(n)] for n in (5, 6, 55, 3)]
     with torch.no_grad():
-        plain, shared = (read(model, prompts, completions) for read in (mopd.hidden_states, mopd.shared_hidden_states))
+        plain, shared = (read(model, prompts, completions) for read in (mopd.hidden_states, shared_hidden_states))
     torch.testing.assert_close(shared, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_prompts_are_shared_only_where_the_cache_allows_it_and_it_pays(monkeypatch):
-    assert mopd.can_share(tiny()) and not mopd.can_share(tiny("Qwen2Config", use_sliding_window=True, sliding_window=4,
+    assert can_share(tiny()) and not can_share(tiny("Qwen2Config", use_sliding_window=True, sliding_window=4,
                                                               max_window_layers=0))
-    assert not mopd.can_share(tiny("OpenAIGPTConfig"))     # has no cache and swallows the argument
+    assert not can_share(tiny("OpenAIGPTConfig"))     # has no cache and swallows the argument
     model, calls = tiny(), []
-    assert not mopd.can_share(model.train())
+    assert not can_share(model.train())
     model.eval()
-    real = mopd.shared_hidden_states
-    monkeypatch.setattr(mopd, "shared_hidden_states", lambda *args: calls.append(len(args[1])) or real(*args))
+    real = shared_hidden_states
+    monkeypatch.setattr(fast_scoring, "shared_hidden_states", lambda *args: calls.append(len(args[1])) or real(*args))
     attempts = [attempt(True, g, text) for g in range(2) for text in ("one", "two", "three")]
     for a in attempts:
         a.weight = 1.0
@@ -288,9 +298,9 @@ def test_prompts_are_shared_only_where_the_cache_allows_it_and_it_pays(monkeypat
     assert calls == [6]
     teacher = self_teacher(tiny(seed=1))
     for a in attempts:
-        a.weight, a.teacher_ids = 1.0, mopd.student_ids(TOKENIZER, problem(a.group + 5))
+        a.weight, a.teacher_ids = 1.0, adapters.student_ids(TOKENIZER, problem(a.group + 5))
     shared = backward(model, teacher, attempts)["loss"]            # the teacher's contexts are few too
-    monkeypatch.setattr(mopd, "can_share", lambda model: False)
+    monkeypatch.setattr(fast_scoring, "can_share", lambda model: False)
     assert calls == [6, 6, 6] and backward(model, teacher, attempts)["loss"] == pytest.approx(shared, rel=1e-6)
 
 
@@ -340,11 +350,11 @@ def test_truncated_completion_is_given_no_stop_token_and_is_no_success(monkeypat
     assert describe(attempts)["success"] == len(ended) / len(attempts)
 
 
-def test_stop_token_that_is_not_special_stays_out_of_the_text(monkeypatch):
+def test_stop_token_that_is_not_special_stays_out_of_the_text():
     rollouts = [Rollout([1], [*tell("7"), end], [-1.0] * 2, True) for end in (END_ID, EOT_ID)]
     rollouts.append(Rollout([1], tell("77"), [-1.0] * 2, False))
-    monkeypatch.setattr(mopd, "generate", lambda *args, **kwargs: [rollouts])
-    attempts = mopd.sample(tiny(), TOKENIZER, [problem(0)], k=3, task="math", max_new_tokens=2)
+    attempts = mopd.sample(tiny(), TOKENIZER, [problem(0)], k=3, task="math", max_new_tokens=2,
+                           generate=lambda *args, **kwargs: [rollouts])
     assert [a.text for a in attempts] == ["7", "7", "77"]
 
 
@@ -352,23 +362,22 @@ def test_every_stop_id_of_tokenizer_and_model_ends_a_rollout():
     model = tiny()
     model.generation_config.eos_token_id = [EOT_ID, 9]
     model.config.eos_token_id = 8
-    assert mopd.stop_ids(model, TOKENIZER) == sorted([8, 9, END_ID, EOT_ID])
+    assert adapters.stop_ids(model, TOKENIZER) == sorted([8, 9, END_ID, EOT_ID])
     model.generation_config.eos_token_id = model.config.eos_token_id = None
-    assert mopd.stop_ids(model, TOKENIZER) == [END_ID]
+    assert adapters.stop_ids(model, TOKENIZER) == [END_ID]
 
 
-def test_sampler_is_told_the_problems_own_keys_seed_and_temperature(monkeypatch):
+def test_sampler_is_told_the_problems_own_keys_seed_and_temperature():
     told = {}
     def generate(model, prompts, k, **options):
         told.update(options, prompts=prompts, k=k)
         return [[Rollout(p, [END_ID], [-1.0], True)] * k for p in prompts]
-    monkeypatch.setattr(mopd, "generate", generate)
     seconds = {}
     attempts = mopd.sample(tiny(), TOKENIZER, [problem(4), problem(1)], k=2, task="math", max_new_tokens=5,
-                           temperature=0.3, top_p=0.9, seed=77, seconds=seconds)
+                           temperature=0.3, top_p=0.9, seed=77, seconds=seconds, generate=generate)
     assert told["keys"] == [104, 101] and told["seed"] == 77 and told["temperature"] == 0.3 and told["top_p"] == 0.9
     assert told["stop_ids"] == [END_ID, EOT_ID]
-    assert told["prompts"] == [mopd.student_ids(TOKENIZER, problem(n)) for n in (4, 1)]
+    assert told["prompts"] == [adapters.student_ids(TOKENIZER, problem(n)) for n in (4, 1)]
     assert [(a.group, a.problem.key) for a in attempts] == [(0, 104), (0, 104), (1, 101), (1, 101)]
     assert set(seconds) == {"rollout", "verify"}
 
@@ -377,30 +386,30 @@ def test_sampler_is_told_the_problems_own_keys_seed_and_temperature(monkeypatch)
 
 def test_prompt_has_one_bos_although_tokenizer_and_template_both_write_it():
     assert tell("x")[0] != BOS_ID and TOKENIZER("x")["input_ids"][0] == BOS_ID
-    ids = mopd.student_ids(TOKENIZER, problem(0))
+    ids = adapters.student_ids(TOKENIZER, problem(0))
     assert ids[0] == BOS_ID and ids.count(BOS_ID) == 1
     assert TOKENIZER.decode(ids) == "<s><|system|>Be right.<end><|user|>Problem 0<end><|assistant|>"
 
 
 def test_prompt_is_a_plain_list_of_ids_where_apply_chat_template_returns_a_dict():
-    ids = mopd.student_ids(TOKENIZER, problem(0))
+    ids = adapters.student_ids(TOKENIZER, problem(0))
     assert type(ids) is list and all(type(i) is int for i in ids)
 
 
 @pytest.mark.parametrize("chat", [NO_SYSTEM, LOSES_SYSTEM])
 def test_system_message_opens_the_user_turn_where_the_template_has_no_system_role(chat):
-    text = TOKENIZER.decode(mopd.student_ids(build_tokenizer(chat), problem(0)))
+    text = TOKENIZER.decode(adapters.student_ids(build_tokenizer(chat), problem(0)))
     assert text == "<s><|user|>Be right.\n\nProblem 0<end><|assistant|>"
 
 
 def test_thinking_is_switched_off_where_the_template_knows_it():
-    text = TOKENIZER.decode(mopd.student_ids(build_tokenizer(THINKS), problem(0)))
+    text = TOKENIZER.decode(adapters.student_ids(build_tokenizer(THINKS), problem(0)))
     assert text.endswith("<|assistant|><think></think>")
 
 
 def test_tokenizer_without_a_chat_template_is_refused():
     with pytest.raises(ValueError, match="chat template"):
-        mopd.student_ids(build_tokenizer(None), problem(0))
+        adapters.student_ids(build_tokenizer(None), problem(0))
 
 
 def turns(attempts):
@@ -421,7 +430,7 @@ def test_peers_stand_inside_the_one_user_turn():
         assert user == a.teacher_text
         assert user == peer_context.teacher_prompt(a.problem.prompt, successes=successes, failures=failures,
                                                    feedback=a.feedback)
-        assert a.rollout.prompt_ids == mopd.student_ids(TOKENIZER, a.problem)
+        assert a.rollout.prompt_ids == adapters.student_ids(TOKENIZER, a.problem)
 
 
 def conversation(*turns):
@@ -479,15 +488,15 @@ def test_turns_layout_drops_whole_exchanges_in_the_same_order(keep, dropped):
 @pytest.mark.parametrize("chat", [NO_SYSTEM, LOSES_SYSTEM])
 def test_turns_open_with_the_system_message_where_the_template_has_no_system_role(chat):
     messages = peer_context.teacher_turns("P", successes=["GOOD"])
-    text = build_tokenizer(chat).decode(mopd.chat_ids(build_tokenizer(chat), "Be right.", messages))
+    text = build_tokenizer(chat).decode(adapters.chat_ids(build_tokenizer(chat), "Be right.", messages))
     assert text == "<s><|user|>Be right.\n\nP<end><|assistant|>GOOD<end><|user|>That is right. P<end><|assistant|>"
 
 
 def test_layouts_are_those_that_the_template_can_write():
     lonely = CHAT.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'assistant' %}")
     refuses = "{% if messages | selectattr('role', 'equalto', 'assistant') | list %}{{ raise_exception('no') }}{% endif %}"
-    assert mopd.layouts_of(TOKENIZER) == ("turn", "turns")
-    assert mopd.layouts_of(build_tokenizer(lonely)) == mopd.layouts_of(build_tokenizer(refuses + CHAT)) == ("turn",)
+    assert adapters.layouts_of(TOKENIZER) == ("turn", "turns")
+    assert adapters.layouts_of(build_tokenizer(lonely)) == adapters.layouts_of(build_tokenizer(refuses + CHAT)) == ("turn",)
 
 
 def test_unknown_layout_is_refused():
@@ -547,7 +556,7 @@ def drop_until(longest_of, feedback="", layout="turn"):
     a = attempts[0]
     a.peers, a.weight, a.feedback = Peers((1, 2), (3,)), 1.0, feedback
     teacher = self_teacher(tiny())
-    size = lambda messages: len(mopd.chat_ids(TOKENIZER, a.problem.system, messages)) + len(a.rollout.ids)
+    size = lambda messages: len(adapters.chat_ids(TOKENIZER, a.problem.system, messages)) + len(a.rollout.ids)
     longest = longest_of(lambda **shown: size(peer_context.teacher_messages(layout, a.problem.prompt, **shown)))
     return a, contexts(attempts, teacher, longest=longest, layout=layout)
 
@@ -786,17 +795,18 @@ def test_top_k_reaches_the_loss():
     assert full == pytest.approx(all_of_it, rel=1e-6) and 0 < few < 0.999 * full   # a coarser partition diverges less
 
 
-def test_bfloat16_compute_is_used_on_both_sides_and_leaves_gradients_in_float32(monkeypatch):
+def test_bfloat16_compute_is_used_on_both_sides_and_leaves_gradients_in_float32():
     student, attempts, used = tiny(dtype=torch.float32), step(), []
     teacher = self_teacher(tiny(seed=1, dtype=torch.float32))
-    for name in ("hidden_states", "shared_hidden_states"):
-        def watch(*args, real=getattr(mopd, name)):
-            used.append(torch.is_autocast_enabled("cpu"))
-            return real(*args)
-        monkeypatch.setattr(mopd, name, watch)
+
+    def watch(*args):
+        used.append(torch.is_autocast_enabled("cpu"))
+        return FAST.hidden_states(*args)
+
     plan(attempts, method="mopd")
     contexts(attempts, teacher)
-    exact, rounded = (backward(student, teacher, attempts, micro_tokens=10**6, **options)["loss"] for options in
+    watched = Parts(watch, FAST.distill_loss, FAST.nll_loss)
+    exact, rounded = (backward(student, teacher, attempts, micro_tokens=10**6, parts=watched, **options)["loss"] for options in
                       ({}, dict(autocast=functools.partial(torch.autocast, "cpu", torch.bfloat16))))
     assert used == [False, False, True, True] and rounded != exact == pytest.approx(rounded, rel=0.02)
     assert all(p.grad.dtype == torch.float32 for p in student.parameters())
@@ -844,18 +854,18 @@ def test_teacher_is_in_eval_mode_and_takes_no_gradient(kind):
 
 
 @pytest.mark.parametrize("kind", ["current", "ema"])
-def test_teacher_is_not_in_the_graph(kind, monkeypatch):
+def test_teacher_is_not_in_the_graph(kind):
     student, attempts, read = tiny(tie_word_embeddings=True), step(), []
     teacher = self_teacher(student, kind)
     teacher.model.requires_grad_(True)                              # nothing but the step itself keeps it out
     plan(attempts, method="mopd")
     contexts(attempts, teacher)
-    real = mopd.distill_loss
+    real = FAST.distill_loss
     def watch(student_hidden, student_head, teacher_hidden, *args, **options):
         read.append((student_hidden.requires_grad, teacher_hidden.requires_grad))
         return real(student_hidden, student_head, teacher_hidden, *args, **options)
-    monkeypatch.setattr(mopd, "distill_loss", watch)
-    assert_same_step(student, teacher, attempts, micro_tokens=10**6)       # the oracle's teacher is a constant
+    watched = Parts(FAST.hidden_states, watch, FAST.nll_loss)
+    assert_same_step(student, teacher, attempts, micro_tokens=10**6, parts=watched)       # the oracle's teacher is a constant
     assert read == [(True, False)]
     assert kind == "current" or all(p.grad is None for p in teacher.model.parameters())
 
@@ -930,5 +940,5 @@ def test_model_without_an_output_matrix_is_refused():
 
 
 def test_longest_sequence_is_the_models():
-    assert mopd.max_length(tiny(max_position_embeddings=77)) == 77
-    assert mopd.max_length(tiny("GPT2Config", max_position_embeddings=78)) == 78
+    assert adapters.max_length(tiny(max_position_embeddings=77)) == 77
+    assert adapters.max_length(tiny("GPT2Config", max_position_embeddings=78)) == 78

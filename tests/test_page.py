@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-import report
+from runtime import report
 from conftest import ROOT  # noqa: F401 (puts our files on the path)
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -268,7 +268,7 @@ def test_steps_in_which_nothing_can_be_learned_change_nothing_in_two_processes_e
 FAULTS = r"""
 import os, resource, sys
 import torch
-import checkpoint, mopd, train
+import mopd, train; from runtime import checkpoint
 rank, fault, arguments = os.environ["RANK"], sys.argv[1], sys.argv[2:]
 if fault == "not finite" and rank == "1":
     norm = torch.nn.utils.clip_grad_norm_

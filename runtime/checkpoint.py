@@ -29,7 +29,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-import parallel
+from runtime import parallel
 
 try:
     import fcntl

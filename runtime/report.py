@@ -30,11 +30,12 @@ import numpy
 import torch
 
 import mopd
-import parallel
+from runtime import parallel
 import peer_context
 import verifiers
 from loss import CHUNK_SIZE, distill_loss
 from rollout import fused_norms
+from runtime.models import head, max_length
 
 VIEW_GROUPS, VIEW_TOKENS = 3, 400                # groups of an evaluated step in the token view; tokens of each rollout
 CONTEXTS = ("none", "positive", "contrastive")    # what the token view and preflight show of every run
@@ -47,7 +48,7 @@ TEMPLATE = Path(__file__).with_name("report.html")
 def announce(run):
     """The run's arithmetic, before any work."""
     s, mega = run.settings, 2**20
-    parameters, vocabulary = sum(p.numel() for p in run.student.parameters()), len(mopd.head(run.student))
+    parameters, vocabulary = sum(p.numel() for p in run.student.parameters()), len(head(run.student))
     copies, rows = 4 + (run.teacher.kind in ("ema", "frozen")), s.problems * s.rollouts
     print(f"{s.method}{f' ({s.peers})' if s.peers else ''} on {s.task}: {s.model}, {parameters / 1e6:.1f}M parameters, "
           f"{s.device} in {s.dtype}; {len(run.train)} training and {len(run.held_out)} evaluation problems")
@@ -66,6 +67,34 @@ def announce(run):
     if not run.held_out:
         print("no --eval-data: nothing is held out, and success on the training problems is all there is to watch")
     print(f"run folder: {run.out}")
+
+
+def describe(attempts) -> dict:
+    """Counts and means over a step's attempts: what the groups looked like and what could be learned from them.
+
+    distinct_*: different answers and texts in a group, averaged over groups. sampled_entropy: mean of -log p over the
+    sampled tokens, an unbiased estimate of the entropy of the law that they were sampled from. leaks: completions that
+    speak of peers. length_p95: 95 % of the completions are no longer.
+    """
+    groups, answers, texts = {}, {}, {}
+    for a in attempts:
+        groups.setdefault(a.group, []).append(a.success)
+        answers.setdefault(a.group, set()).update([] if a.verdict.answer is None else [a.verdict.answer])
+        texts.setdefault(a.group, set()).add(a.text)
+    right, wrong = sum(all(g) for g in groups.values()), sum(not any(g) for g in groups.values())
+    lengths = sorted(len(a.rollout.ids) for a in attempts)
+    tokens = sum(lengths)
+    return {"success": sum(a.success for a in attempts) / len(attempts),
+            "groups_mixed": len(groups) - right - wrong, "groups_all_right": right, "groups_all_wrong": wrong,
+            "truncated": sum(not a.rollout.stopped for a in attempts),
+            "unweighted": sum(not a.weight for a in attempts), "empty_slots": sum(a.peers.empty for a in attempts),
+            "lone_success": sum(a.success and sum(groups[a.group]) == 1 for a in attempts),
+            "completion_tokens": tokens, "mean_completion_length": tokens / len(attempts),
+            "length_p95": lengths[math.ceil(0.95 * len(lengths)) - 1], "length_max": lengths[-1],
+            "distinct_answers": sum(map(len, answers.values())) / len(groups),
+            "distinct_texts": sum(map(len, texts.values())) / len(groups),
+            "leaks": sum(peer_context.leaks(a.text) for a in attempts),
+            "sampled_entropy": -sum(x for a in attempts for x in a.rollout.logprobs) / tokens}
 
 
 def line_of(m) -> str:
@@ -274,7 +303,7 @@ def read_tokens(student, teacher, versions, *, temperature, budget, limit=None, 
             with autocast():
                 own = read(student, [a.rollout.prompt_ids for a in batch], [a.rollout.ids[:limit] for a in batch])
             own = own.split([len(a.rollout.ids[:limit]) for a in batch])
-            own_top = [likeliest(states, mopd.head(student)[:teacher.vocabulary], temperature, top) for states in own]
+            own_top = [likeliest(states, head(student)[:teacher.vocabulary], temperature, top) for states in own]
             for name, copies in versions.items():
                 rows = [r for r, a in enumerate(batch) if copies[place[id(a)]].weight]
                 if rows:
@@ -294,10 +323,10 @@ def read_tokens(student, teacher, versions, *, temperature, budget, limit=None, 
 def compare(own, student, states, teacher, ids, temperature, top):
     """((student's, teacher's log-probabilities of ids, divergence) (3, N), the teacher's likeliest tokens)."""
     rows, flat = slice(teacher.vocabulary), torch.tensor(sum(ids, []), device=own.device)
-    out = distill_loss(own, mopd.head(student)[rows], states, mopd.head(teacher.model)[rows],
+    out = distill_loss(own, head(student)[rows], states, head(teacher.model)[rows],
                        torch.zeros(len(flat), device=own.device), temperature=temperature, sampled_ids=flat)
     values = torch.stack([out.student_logprobs, out.teacher_logprobs, out.divergence]).float().cpu().numpy()
-    return values, likeliest(states, mopd.head(teacher.model)[rows], temperature, top)
+    return values, likeliest(states, head(teacher.model)[rows], temperature, top)
 
 
 def likeliest(hidden, matrix, temperature, top) -> list[list[tuple[int, float]]]:
@@ -322,7 +351,7 @@ def with_context(run, attempts, kind, seed, layout) -> tuple[list, dict]:
     method = {"none": "opd", "sdpo": "sdpo"}.get(kind, "mopd")
     mopd.plan(copies, method=method, peers=kind, feedback=not s.no_feedback, seed=seed)
     cuts = mopd.write_contexts(copies, run.teacher, peer_tokens=s.peer_tokens, layout=layout,
-                               longest=mopd.max_length(run.teacher.model))
+                               longest=max_length(run.teacher.model))
     return copies, cuts
 
 

@@ -1,0 +1,136 @@
+"""What has to be known about a model and its tokenizer: output matrix, stop tokens, limits, chat template.
+
+Everything that differs between model families stands here, so that mopd.py can speak of the method alone.
+"""
+
+import functools
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import peer_context
+
+
+def head(model) -> torch.Tensor:
+    """The output matrix (V, D): logits are final hidden states times its transpose."""
+    return model.get_output_embeddings().weight
+
+
+def load_model(name: str):
+    """(model in float32 and eval mode, tokenizer) from the Hub or a folder.
+
+    Raises ValueError for what cannot be loaded and for heads that the loss cannot differentiate, see `check_model`.
+    """
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise ValueError(f"no such model folder: {name}")
+    try:
+        AutoConfig.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # damaged files raise whatever their readers raise
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"cannot load a model from {name}, which must be a Hub id or a model folder: {reason}"
+        ) from None
+    check_model(model, name)
+    return model.eval(), tokenizer
+
+
+def check_model(model, name: str) -> None:
+    """Refuse a model whose logits are not (final hidden states) x (output matrix)^T.
+
+    The loss differentiates that product in closed form. Scaled (Granite, Cohere), capped (Gemma 2) and biased (Phi)
+    heads, and models without one matrix, raise ValueError. The numeric comparison cannot see a cap while logits are
+    small, nor a bias that is still zero, so the configuration is checked as well.
+    """
+    output = model.get_output_embeddings()
+    if not isinstance(getattr(output, "weight", None), torch.Tensor) or output.weight.dim() != 2:
+        raise ValueError(f"{name}: no output matrix that the loss could use ({type(output).__name__})")
+    ids = torch.arange(8, device=output.weight.device)[None] % len(output.weight)
+    with torch.no_grad():
+        mode, _ = model.training, model.eval()
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        plain = (hidden @ output.weight.T).float()
+        model.train(mode)
+    capped = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+    biased = getattr(output, "bias", None) is not None
+    differs = plain.shape != logits.shape or (plain - logits).abs().max() > 1e-3 * logits.abs().max()
+    if capped or biased or differs:
+        raise ValueError(
+            f"{name}: its logits are not hidden states times the output matrix (scaled, capped or biased head); "
+            "use a model with a plain head, such as Qwen, Llama or SmolLM"
+        )
+
+
+def stop_ids(model, tokenizer) -> list[int]:
+    """Every token that ends a turn: the tokenizer's and the model's own, of which there may be several."""
+    found = {tokenizer.eos_token_id}
+    for config in (model.config, model.generation_config):
+        ids = getattr(config, "eos_token_id", None)
+        found.update(ids if isinstance(ids, (list, tuple)) else [ids])
+    return sorted(found - {None})
+
+
+def max_length(model) -> int:
+    """The longest sequence, in tokens, that the model has positions for."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**31
+
+
+def chat_ids(tokenizer, system: str, messages: list[dict[str, str]]) -> list[int]:
+    """Token ids of a conversation with the generation prompt, by the chat template (thinking off if it can be).
+
+    messages: [{"role": "user" or "assistant", "content": text}, ...], user first. Rendered to text first and tokenised
+    without special tokens: the template writes its own, and a second BOS would be one too many. Where a template has no
+    system role the system message opens the first user turn.
+    """
+    if _writes_role(tokenizer, "system"):
+        messages = [{"role": "system", "content": system}, *messages]
+    else:
+        first, *rest = messages
+        messages = [{"role": "user", "content": f"{system}\n\n{first['content']}"}, *rest]
+    return tokenizer(_render(tokenizer, messages), add_special_tokens=False)["input_ids"]
+
+
+def _render(tokenizer, messages) -> str:
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _writes_role(tokenizer, role: str) -> bool:
+    """Whether the chat template writes a system message ("system") or earlier turns of the assistant ("assistant")."""
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template: use an instruction-tuned model, or give it one")
+    asked, probe = {"role": "user", "content": "."}, {"role": role, "content": "<probe?>"}
+    try:
+        text = _render(tokenizer, [probe, asked] if role == "system" else [asked, probe, asked])
+    except Exception as error:  # templates refuse a role with an exception type of their own
+        text = str(error)
+    if role == "system" and "<probe?>" not in text:
+        print("the chat template has no system role: system messages open the first user turn")
+    return "<probe?>" in text
+
+
+def layouts_of(tokenizer) -> tuple[str, ...]:
+    """The layouts of peers that the chat template can write: some have no place for earlier turns of the assistant."""
+    return peer_context.LAYOUTS if _writes_role(tokenizer, "assistant") else ("turn",)
+
+
+def student_ids(tokenizer, problem) -> list[int]:
+    """What the student reads: the problem's system message and one user turn."""
+    return chat_ids(tokenizer, problem.system, [{"role": "user", "content": problem.prompt}])
+
+
+def completion_text(tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def special_texts_broken_up(tokenizer, text: str) -> str:
+    """The text with the special tokens that it spells out broken up: tokenised, they would end its turn."""
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special:
+            text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")
+    return text
