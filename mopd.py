@@ -1,12 +1,14 @@
-"""One step of Multi-Rollout On-Policy Distillation (MOPD, arXiv 2605.12652): multi-*rollout*, not multi-teacher.
+"""One step of Multi-Rollout On-Policy Distillation (MOPD, arXiv 2605.12652): multi-*rollout*, not
+multi-teacher.
 
     sample K rollouts per problem -> verify each -> choose peers and write what the teacher reads
     -> score every token with the student and with the teacher -> one gradient
 
     loss = sum_i sum_t w_it D( teacher(. | problem, peers_i, y_i<t) || student(. | problem, y_i<t) )
 
-D is the Jensen-Shannon divergence by default; w holds one normaliser for the whole step. The loss is a divergence,
-not a reward: it starts small and need not fall. `plan` is the one place where the methods differ.
+D is the Jensen-Shannon divergence by default; w holds one normaliser for the whole step. The loss
+is a divergence, not a reward: it starts small and need not fall. `plan` is the one place where the
+methods differ.
 
     attempts = sample(student, tokenizer, problems, k=8, task="math", ...)
     plan(attempts, method="mopd", peers="contrastive", ...)
@@ -110,7 +112,8 @@ def make_teacher(kind, student, tokenizer, external=None, external_tokenizer=Non
         return Teacher(model, tokenizer, kind, rows)
     if tokenizer.get_vocab() != external_tokenizer.get_vocab():
         raise ValueError(
-            "the teacher's vocabulary differs from the student's: use a teacher with the same tokenizer"
+            "the teacher's vocabulary differs from the student's: "
+            "use a teacher with the same tokenizer"
         )
     rows = min(rows, len(head(external)))
     return Teacher(external.requires_grad_(False).eval(), external_tokenizer, "external", rows)
@@ -162,7 +165,8 @@ def sample(
     texts = [completion_text(tokenizer, ids) for ids in said]
     answers = [problems[g].answer for g, _ in flat]
     verdicts = verify_batch(task, texts, answers, workers=parallel.workers())
-    found = parallel.gather([(g, r, *more) for (g, r), *more in zip(flat, texts, verdicts)])
+    more = zip(flat, texts, verdicts, strict=True)
+    found = parallel.gather([(g, r, text, verdict) for (g, r), text, verdict in more])
     if seconds is not None:
         seconds["rollout"], seconds["verify"] = sampled - start, time.perf_counter() - sampled
     found.sort(key=lambda item: item[0])
@@ -244,7 +248,8 @@ def peers_of(step: Step, i: int, kind: str, *, seed) -> Peers:
 def write_contexts(
     attempts, teacher: Teacher, *, peer_tokens: int, longest: int, layout: str = "turn"
 ) -> dict[str, int]:
-    """Fill in teacher_text and teacher_ids of attempts with a weight; returns counts of cuts and tokens.
+    """Fill in teacher_text and teacher_ids of attempts with a weight; returns counts of cuts and
+    tokens.
 
     layout: how the peers are written, see peer_context.teacher_messages. Each peer is cut to
     `peer_tokens` (head and tail kept). While prompt and completion exceed `longest` tokens, a peer
@@ -293,7 +298,9 @@ def write_contexts(
 
 
 def peer_body(text: str, tokenizer, budget: int) -> tuple[str, bool]:
-    """(an attempt as a peer: thoughts removed, special tokens broken up, at most `budget` tokens; whether it was cut)."""
+    """(an attempt as a peer: thoughts removed, special tokens broken up, at most `budget` tokens;
+    whether it was cut).
+    """
 
     def encode(part):
         return tokenizer(part, add_special_tokens=False)["input_ids"]
@@ -335,7 +342,8 @@ def microbatches(attempts, budget: int, size=longer_tokens) -> list[list[Attempt
 
 
 def hidden_states(model, prompts, completions) -> torch.Tensor:
-    """Final hidden states (N, D) at the positions that predict the completion tokens, row after row.
+    """Final hidden states (N, D) at the positions that predict the completion tokens, row after
+    row.
 
     prompts, completions: lists of B lists of token ids; N counts all completion tokens. Right
     padding: with causal attention no real token sees it, and every row keeps positions 0, 1, 2, ...
@@ -345,7 +353,8 @@ def hidden_states(model, prompts, completions) -> torch.Tensor:
     predicts = torch.zeros(ids.shape, dtype=torch.bool)
     for n, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         ids[n, : len(row)] = torch.tensor(row)
-        # The token at t is predicted at t - 1: from the last prompt token to the one before the end.
+        # The token at t is predicted at t - 1: from the last prompt token to the one before the
+        # end.
         predicts[n, len(prompt) - 1 : len(row) - 1] = True
     device = head(model).device
     states = model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state
@@ -353,7 +362,9 @@ def hidden_states(model, prompts, completions) -> torch.Tensor:
 
 
 def product_dtype(hidden: torch.Tensor) -> torch.Tensor:
-    """Autocast leaves the last norm's output in float32; cast it, or the product with the head runs in float32."""
+    """Autocast leaves the last norm's output in float32; cast it, or the product with the head runs
+    in float32.
+    """
     kind = hidden.device.type
     enabled = torch.is_autocast_enabled(kind)
     return hidden.to(torch.get_autocast_dtype(kind)) if enabled else hidden
@@ -384,7 +395,8 @@ def backward(
     seconds: dict | None = None,
     parts: Parts = Parts(),  # noqa: B008 (frozen)
 ) -> dict:
-    """Accumulate the gradient of the step's loss into the student's parameters; returns metrics (None: undefined).
+    """Accumulate the gradient of the step's loss into the student's parameters; returns metrics
+    (None: undefined).
 
     The normaliser is computed once per step, before the first backward pass, so the gradient does
     not depend on the micro-batches: "token" counts every completion token alike, "sequence" every
@@ -454,8 +466,11 @@ def teacher_hidden(teacher: Teacher, batch, budget: int, autocast, parts: Parts)
 
 
 def targets_of(batch, total: int, reduction: str, device) -> tuple[torch.Tensor, ...]:
-    """(sampled ids, their log-probabilities when sampled, weights), (N,) each, for a micro-batch."""
-    share = {"token": lambda a: a.weight / total, "sequence": lambda a: a.weight / total / len(a.rollout.ids)}
+    """(sampled ids, their log-probabilities when sampled, weights) of a micro-batch, (N,) each."""
+    share = {
+        "token": lambda a: a.weight / total,
+        "sequence": lambda a: a.weight / total / len(a.rollout.ids),
+    }
     weights = [share[reduction](a) for a in batch for _ in a.rollout.ids]
     ids = [t for a in batch for t in a.rollout.ids]
     sampled = [x for a in batch for x in a.rollout.logprobs]
@@ -463,7 +478,9 @@ def targets_of(batch, total: int, reduction: str, device) -> tuple[torch.Tensor,
 
 
 def student_loss(student, teacher: Teacher, batch, read, targets, options: dict, parts: Parts):
-    """(loss, the loss function's output) of a micro-batch; `read`: the teacher's hidden states or None."""
+    """(loss, the loss function's output) of a micro-batch; `read`: the teacher's hidden states or
+    None.
+    """
     ids, sampled, weights = targets
     prompts, completions = [a.rollout.prompt_ids for a in batch], [a.rollout.ids for a in batch]
     hidden, matrix = parts.hidden_states(student, prompts, completions), head(student)
@@ -513,7 +530,9 @@ class Sums:
 
 @contextlib.contextmanager
 def timed(seconds: dict, name: str, model):
-    """Add the time of the block to seconds[name]; a GPU is waited for, or the next block would show its work."""
+    """Add the time of the block to seconds[name]; a GPU is waited for, or the next block would show
+    its work.
+    """
     start = time.perf_counter()
     yield
     if head(model).device.type == "cuda":

@@ -240,7 +240,7 @@ def test_preflight_measures_the_signal_after_what_the_runs_own_teacher_reads(rea
 
 def test_the_token_view_is_what_the_models_say_at_the_weights_that_sampled(ready):
     made, attempts = ready
-    seed, seconds = mopd.sampler_seed(made.settings, 1), {}
+    seed, seconds = made.settings.seed_of(1), {}
     record = report.token_view(made, 1, attempts, seed=seed, budget=4096, seconds=seconds)[0]
     assert seconds["view"] > 0 and set(record["attempts"][0]["contexts"]) == {"none", "positive", "contrastive"}
     mopd.plan(attempts, method="mopd", seed=seed)                               # what training would choose
@@ -597,15 +597,16 @@ def test_a_step_whose_metrics_are_missing_is_no_reason_to_warn_or_fail():
 def test_monitored_numbers_by_hand():
     attempts = [attempt(0, "a", True, answer="1", ids=[1], logprobs=[-1.0]), attempt(0, "b", answer="1", ids=[1, 2, 3], logprobs=[-2.0] * 3),
                 attempt(1, "c", answer=None), attempt(1, "As the failed\nattempt shows", answer="2")]
-    m = mopd.describe(attempts)
+    m = report.describe(attempts)
     assert (m["distinct_answers"], m["distinct_texts"], m["leaks"]) == (1.0, 2.0, 1)
     assert (m["length_p95"], m["length_max"]) == (3, 3)
     assert m["sampled_entropy"] == (1 + 6 + 4 + 4) / 8
-    assert mopd.describe([attempt(0, ids=[1] * n, logprobs=[-1.0] * n) for n in range(1, 101)])["length_p95"] == 95
+    assert report.describe([attempt(0, ids=[1] * n, logprobs=[-1.0] * n) for n in range(1, 101)])["length_p95"] == 95
 
 
 def test_leak_phrases_are_the_prompts_own_words_and_not_everyday_ones():
-    for label in (peer_context.SUCCESS, peer_context.ANOTHER_SUCCESS, peer_context.FAILURE, peer_context.FEEDBACK):
+    for label in (peer_context.SUCCESS, peer_context.ANOTHER_SUCCESS, peer_context.FAILURE, peer_context.FEEDBACK,
+                  peer_context.RIGHT, peer_context.WRONG, peer_context.TURN_FEEDBACK):
         assert peer_context.leaks(f"So {label} we see")
     for text in ("The other solution is x = -2.", "The given solution has pH 3.", "Back to the original problem.", ""):
         assert not peer_context.leaks(text)

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import ROOT
 
-OURS = {"rollout", "verifiers", "peer_context", "loss", "mopd", "train", "tiny", "report", "analyze", "checkpoint", "parallel"}
+OURS = {"rollout", "verifiers", "peer_context", "loss", "mopd", "train", "tiny", "report", "analyze", "runtime"}
 ALONE = {
     "peer_context": """
 peers = peer_context.choose_peers([True, False, True], 0, n_success=2, n_failure=1)
