@@ -32,11 +32,13 @@ import peer_context
 import rollout
 from peer_context import Peers
 from runtime import parallel
+from runtime.metrics import Sums, timed
 from runtime.models import (
     chat_ids,
     completion_text,
     head,
-    special_texts_broken_up,
+    plain_text,
+    product_dtype,
     stop_ids,
     student_ids,
 )
@@ -187,12 +189,13 @@ def plan(attempts, *, method, peers="contrastive", feedback=True, seed=0) -> Non
     grpo   no teacher: weight = advantage, (r - group mean) / (group std + 1e-4)
     rft    no teacher: weight 1 for a success, 0 otherwise
     """
-    choose = functools.partial(peers_of, Step.of(attempts), seed=seed)
+    texts = [peer_context.strip_thinking(a.text) for a in attempts]
     for i, a in enumerate(attempts):
         if method in ("mopd", "sdpo"):
             kind = "sdpo" if method == "sdpo" else peers
-            a.peers = choose(i, kind)
-            like = a.peers if kind in SLOTS else choose(i, "contrastive")
+            a.peers = like = choose(attempts, texts, i, kind, seed)
+            if kind not in SLOTS:  # controls: feedback exactly where contrastive would show it
+                like = choose(attempts, texts, i, "contrastive", seed)
             helpless = not a.success and not like.successes
             a.feedback = a.verdict.feedback if helpless and (feedback or method == "sdpo") else ""
             a.weight = float(bool(a.peers.successes or a.peers.failures or a.feedback))
@@ -208,41 +211,27 @@ def plan(attempts, *, method, peers="contrastive", feedback=True, seed=0) -> Non
             raise ValueError(f"unknown method {method!r}: use {', '.join(METHODS)}")
 
 
-@dataclass
-class Step:
-    """What choosing peers needs to know of a step's attempts, as parallel lists."""
+def choose(attempts, texts: list[str], i: int, kind: str, seed) -> Peers:
+    """The peers of attempt i under one kind of context, as positions in the step.
 
-    group: list[int]
-    key: list[int]
-    correct: list[bool]
-    usable: list[bool]  # truncated rollouts and those without an answer are never shown
-    texts: list[str]
-
-    @classmethod
-    def of(cls, attempts) -> "Step":
-        texts = [peer_context.strip_thinking(a.text) for a in attempts]
-        usable = [a.rollout.stopped and bool(t) for a, t in zip(attempts, texts, strict=True)]
-        keys, correct = [a.problem.key for a in attempts], [a.success for a in attempts]
-        return cls([a.group for a in attempts], keys, correct, usable, texts)
-
-
-def peers_of(step: Step, i: int, kind: str, *, seed) -> Peers:
-    """The peers of attempt i under one kind of context, as positions in the step."""
-    seed = (seed, step.key[i])
-    shown = dict(usable=step.usable, texts=step.texts)
+    texts: what each attempt says. Truncated attempts and those that say nothing are never shown.
+    """
+    pool, groups = range(len(attempts)), [a.group for a in attempts]
+    if kind in SLOTS:
+        pool = [j for j in pool if groups[j] == groups[i]]
+    told = {
+        "correct": [attempts[j].success for j in pool],
+        "usable": [attempts[j].rollout.stopped and bool(texts[j]) for j in pool],
+        "texts": [texts[j] for j in pool],
+        "seed": (seed, attempts[i].problem.key),
+    }
     if kind not in SLOTS:
-        return peer_context.choose_control(kind, step.group, step.correct, i, **shown, seed=seed)
-    members = [j for j in range(len(step.group)) if step.group[j] == step.group[i]]
+        return peer_context.choose_control(kind, groups, i=i, **told)
     successes, failures = SLOTS[kind]
     chosen = peer_context.choose_peers(
-        [step.correct[j] for j in members],
-        members.index(i),
-        n_success=successes,
-        n_failure=failures,
-        seed=seed,
-        **{name: [values[j] for j in members] for name, values in shown.items()},
+        i=pool.index(i), n_success=successes, n_failure=failures, **told
     )
-    return Peers(*(tuple(members[j] for j in part) for part in (chosen.successes, chosen.failures)))
+    return Peers(*(tuple(pool[j] for j in part) for part in (chosen.successes, chosen.failures)))
 
 
 def write_contexts(
@@ -265,7 +254,7 @@ def write_contexts(
         if not a.weight:
             continue
         successes, failures = list(a.peers.successes), list(a.peers.failures)
-        feedback = special_texts_broken_up(teacher.tokenizer, a.feedback)
+        feedback = plain_text(teacher.tokenizer, a.feedback)
         counts["peers_shortened"] += sum(bodies[j][1] for j in successes + failures)
         bare = not (successes or failures or feedback)
         while True:
@@ -305,7 +294,7 @@ def peer_body(text: str, tokenizer, budget: int) -> tuple[str, bool]:
     def encode(part):
         return tokenizer(part, add_special_tokens=False)["input_ids"]
 
-    text = special_texts_broken_up(tokenizer, peer_context.strip_thinking(text))
+    text = plain_text(tokenizer, peer_context.strip_thinking(text))
     return peer_context.shorten(text, budget, encode, tokenizer.decode)
 
 
@@ -359,15 +348,6 @@ def hidden_states(model, prompts, completions) -> torch.Tensor:
     device = head(model).device
     states = model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state
     return product_dtype(states[predicts.to(device)])
-
-
-def product_dtype(hidden: torch.Tensor) -> torch.Tensor:
-    """Autocast leaves the last norm's output in float32; cast it, or the product with the head runs
-    in float32.
-    """
-    kind = hidden.device.type
-    enabled = torch.is_autocast_enabled(kind)
-    return hidden.to(torch.get_autocast_dtype(kind)) if enabled else hidden
 
 
 @dataclass(frozen=True)
@@ -492,49 +472,3 @@ def student_loss(student, teacher: Teacher, batch, read, targets, options: dict,
         its = head(teacher.model)[rows]
         out = parts.distill_loss(hidden, matrix[rows], read, its, weights, **options)
     return out.loss, out
-
-
-class Sums:
-    """What the metrics of a step are made of, added up over micro-batches and processes."""
-
-    def __init__(self):
-        self.loss = self.tokens = self.gap = self.lead = self.stops = self.stop_lead = 0.0
-
-    def add(self, batch, out, targets) -> None:
-        self.loss += out.loss.item()
-        if not batch[0].weight:  # padding of the list of micro-batches
-            return
-        self.tokens += len(targets[0])
-        self.gap += (out.student_logprobs - targets[1]).abs().sum().item()
-        if getattr(out, "teacher_logprobs", None) is not None:
-            ratio = out.teacher_logprobs - out.student_logprobs
-            lasts = torch.tensor([len(a.rollout.ids) for a in batch]).cumsum(0) - 1
-            lasts = lasts[torch.tensor([a.rollout.stopped for a in batch])].to(ratio.device)
-            self.lead += ratio.sum().item()
-            self.stops += len(lasts)
-            self.stop_lead += ratio[lasts].sum().item()
-
-    def metrics(self, teaches: bool) -> dict:
-        values = parallel.total(
-            [self.loss, self.tokens, self.gap, self.lead, self.stops, self.stop_lead]
-        )
-        value, tokens, gap, lead, stops, stop_lead = values
-        return {
-            "loss": value,
-            "sampler_gap": gap / tokens if tokens else None,
-            "scored_tokens": int(tokens),
-            "teacher_gap": lead / tokens if tokens and teaches else None,
-            "stop_gap": stop_lead / stops if stops else None,
-        }
-
-
-@contextlib.contextmanager
-def timed(seconds: dict, name: str, model):
-    """Add the time of the block to seconds[name]; a GPU is waited for, or the next block would show
-    its work.
-    """
-    start = time.perf_counter()
-    yield
-    if head(model).device.type == "cuda":
-        torch.cuda.synchronize(head(model).device)
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start

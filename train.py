@@ -35,6 +35,7 @@ from runtime.checkpoint import append
 from loss import DIVERGENCES
 from rollout import fused_norms, generate, rows_in_memory
 from runtime import data, fast_scoring, measure
+from runtime.metrics import describe
 from runtime.models import layouts_of, load_model, max_length, student_ids
 
 
@@ -403,7 +404,7 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)           # its memory is the next rollouts'
         run.teacher.update(run.student, s.ema_rate)
-    return {"step": step, **metrics, **report.describe(attempts), **cuts, "oom_retries": retries + more,
+    return {"step": step, **metrics, **describe(attempts), **cuts, "oom_retries": retries + more,
             "grad_norm": grad_norm, "lr": lr,
             "seconds": {name: round(value, 4) for name, value in seconds.items()}}, attempts, view
 

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 import mopd
 from loss import distill_loss, nll_loss
 from runtime import parallel
-from runtime.models import head
+from runtime.models import head, product_dtype
 
 
 def hidden_states(model, prompts, completions) -> torch.Tensor:
@@ -77,7 +77,7 @@ def shared_hidden_states(model, prompts, completions) -> torch.Tensor:
             use_cache=True,
         ).last_hidden_state
         states = torch.cat([states, later], dim=1)
-    return mopd.product_dtype(
+    return product_dtype(
         torch.cat([row[: len(c)] for row, c in zip(states, completions, strict=True)])
     )
 

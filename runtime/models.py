@@ -148,7 +148,7 @@ def completion_text(tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def special_texts_broken_up(tokenizer, text: str) -> str:
+def plain_text(tokenizer, text: str) -> str:
     """The text with the special tokens that it spells out broken up: tokenised, they would end its
     turn.
     """
@@ -156,3 +156,12 @@ def special_texts_broken_up(tokenizer, text: str) -> str:
         if token.special:
             text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")
     return text
+
+
+def product_dtype(hidden: torch.Tensor) -> torch.Tensor:
+    """Autocast leaves the last norm's output in float32; cast it, or the product with the head runs
+    in float32.
+    """
+    kind = hidden.device.type
+    enabled = torch.is_autocast_enabled(kind)
+    return hidden.to(torch.get_autocast_dtype(kind)) if enabled else hidden

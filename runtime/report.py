@@ -69,34 +69,6 @@ def announce(run):
     print(f"run folder: {run.out}")
 
 
-def describe(attempts) -> dict:
-    """Counts and means over a step's attempts: what the groups looked like and what could be learned from them.
-
-    distinct_*: different answers and texts in a group, averaged over groups. sampled_entropy: mean of -log p over the
-    sampled tokens, an unbiased estimate of the entropy of the law that they were sampled from. leaks: completions that
-    speak of peers. length_p95: 95 % of the completions are no longer.
-    """
-    groups, answers, texts = {}, {}, {}
-    for a in attempts:
-        groups.setdefault(a.group, []).append(a.success)
-        answers.setdefault(a.group, set()).update([] if a.verdict.answer is None else [a.verdict.answer])
-        texts.setdefault(a.group, set()).add(a.text)
-    right, wrong = sum(all(g) for g in groups.values()), sum(not any(g) for g in groups.values())
-    lengths = sorted(len(a.rollout.ids) for a in attempts)
-    tokens = sum(lengths)
-    return {"success": sum(a.success for a in attempts) / len(attempts),
-            "groups_mixed": len(groups) - right - wrong, "groups_all_right": right, "groups_all_wrong": wrong,
-            "truncated": sum(not a.rollout.stopped for a in attempts),
-            "unweighted": sum(not a.weight for a in attempts), "empty_slots": sum(a.peers.empty for a in attempts),
-            "lone_success": sum(a.success and sum(groups[a.group]) == 1 for a in attempts),
-            "completion_tokens": tokens, "mean_completion_length": tokens / len(attempts),
-            "length_p95": lengths[math.ceil(0.95 * len(lengths)) - 1], "length_max": lengths[-1],
-            "distinct_answers": sum(map(len, answers.values())) / len(groups),
-            "distinct_texts": sum(map(len, texts.values())) / len(groups),
-            "leaks": sum(peer_context.leaks(a.text) for a in attempts),
-            "sampled_entropy": -sum(x for a in attempts for x in a.rollout.logprobs) / tokens}
-
-
 def line_of(m) -> str:
     number = lambda value, form: "-" if value is None else format(value, form)
     odd = "".join(f"  {name} {m[name]}" for name in ("peers_shortened", "peers_dropped", "empty_slots", "leaks",

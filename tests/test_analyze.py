@@ -3,7 +3,6 @@
 import html.parser
 import json
 import math
-import random
 import types
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ import analyze
 import mopd
 import peer_context
 from runtime import report
+from runtime.metrics import describe
 import train
 from mopd import Attempt, Problem
 from rollout import Rollout
@@ -597,11 +597,11 @@ def test_a_step_whose_metrics_are_missing_is_no_reason_to_warn_or_fail():
 def test_monitored_numbers_by_hand():
     attempts = [attempt(0, "a", True, answer="1", ids=[1], logprobs=[-1.0]), attempt(0, "b", answer="1", ids=[1, 2, 3], logprobs=[-2.0] * 3),
                 attempt(1, "c", answer=None), attempt(1, "As the failed\nattempt shows", answer="2")]
-    m = report.describe(attempts)
+    m = describe(attempts)
     assert (m["distinct_answers"], m["distinct_texts"], m["leaks"]) == (1.0, 2.0, 1)
     assert (m["length_p95"], m["length_max"]) == (3, 3)
     assert m["sampled_entropy"] == (1 + 6 + 4 + 4) / 8
-    assert report.describe([attempt(0, ids=[1] * n, logprobs=[-1.0] * n) for n in range(1, 101)])["length_p95"] == 95
+    assert describe([attempt(0, ids=[1] * n, logprobs=[-1.0] * n) for n in range(1, 101)])["length_p95"] == 95
 
 
 def test_leak_phrases_are_the_prompts_own_words_and_not_everyday_ones():
