@@ -48,17 +48,10 @@ def measure(run, attempts, *, layouts=None, kinds=None, only_mixed=True) -> dict
     stop tokens.
     """
     s, own = run.settings, report.own_context(run.settings)
-    if kinds is None:  # a copy of the student without peers is the student
-        kinds = [
-            *dict.fromkeys(
-                [
-                    own,
-                    "positive",
-                    "contrastive",
-                    *([BARE] if run.teacher.kind == "external" else []),
-                ]
-            )
-        ]
+    if kinds is None:
+        kinds = list(dict.fromkeys([own, "positive", "contrastive"]))
+        if run.teacher.kind == "external":  # a copy of the student without peers is the student
+            kinds.append(BARE)
     layouts = layouts or layouts_of(run.teacher.tokenizer)
     groups = report.grouped(attempts)
     if only_mixed:
@@ -68,13 +61,7 @@ def measure(run, attempts, *, layouts=None, kinds=None, only_mixed=True) -> dict
     if not groups:
         return table
     wanted = min(SAMPLES, s.problems * s.rollouts)
-    asked = [
-        replace(a, teacher_ids=a.rollout.prompt_ids, peers=peer_context.Peers((), ()), weight=1.0)
-        for a in members
-    ]
-    # Fresh answers, not the rollouts: a mixed group of a hard problem is one in which the student
-    # was lucky.
-    table["bare"] = answers(run, run.student, run.tokenizer, asked, wanted)
+    table["bare"] = bare_answers(run, members, wanted)
     for kind, layout in itertools.product(kinds, layouts):
         if kind == BARE and layout != layouts[0]:
             continue  # the bare problem looks the same in both
@@ -87,6 +74,43 @@ def measure(run, attempts, *, layouts=None, kinds=None, only_mixed=True) -> dict
             arm |= token_leads(run, copies)
         table["arms"].setdefault(kind, {})[layout] = arm
     return table
+
+
+def measure_feedback(run, attempts, layout) -> dict | None:
+    """What the verifier's feedback does to the teacher, on problems that no rollout solved.
+
+    Only there is feedback shown without a success beside it. Returns {"with": an arm, "bare": an
+    arm, "harmful": whether the teacher that reads it is right, or ends its answers, less often than
+    the student by more than two standard errors}; None with fewer than two such problems.
+    """
+    s = run.settings
+    groups = [m for m in report.grouped(attempts) if not any(a.success for a in m)]
+    members = [a for mates in groups for a in mates]
+    copies, _ = report.with_context(run, members, report.own_context(s), s.seed_of(1), layout)
+    told = [a if a.feedback else replace(a, weight=0.0) for a in copies]
+    if len({a.group for a in told if a.weight}) < 2:
+        return None
+    wanted = min(SAMPLES, s.problems * s.rollouts)
+    arm = answers(run, run.teacher.model, run.teacher.tokenizer, told, wanted)
+    bare = bare_answers(run, members, wanted)
+    leads = lead(arm, bare), lead(arm, bare, "stop_rates", "stopped")
+    return {
+        "with": arm,
+        "bare": bare,
+        "harmful": any(ahead is not None and ahead < -2 * error for ahead, error in leads),
+    }
+
+
+def bare_answers(run, members, wanted) -> dict:
+    """New answers of the student to the problems of `members`.
+
+    Not the rollouts: a mixed group of a hard problem is one in which the student was lucky.
+    """
+    nobody = peer_context.Peers((), ())
+    asked = [
+        replace(a, teacher_ids=a.rollout.prompt_ids, peers=nobody, weight=1.0) for a in members
+    ]
+    return answers(run, run.student, run.tokenizer, asked, wanted)
 
 
 def answers(run, model, tokenizer, copies, wanted) -> dict:
@@ -140,17 +164,23 @@ def answers(run, model, tokenizer, copies, wanted) -> dict:
     ]
     found = parallel.gather(found)
     right, copied = [row for row in found if row[1]], [row for row in found if row[1] and row[3]]
-    by_problem = collections.defaultdict(list)
-    for key, correct, *_ in found:
-        by_problem[key].append(correct)
-    rates = {key: sum(marks) / len(marks) for key, marks in by_problem.items()}
+    rates, stop_rates = (shares_by_problem(found, column) for column in (1, 2))
     return {
         "right": sum(rates.values()) / max(len(rates), 1),
+        "stopped": sum(stop_rates.values()) / max(len(rates), 1),
         "samples": len(found),
         "rates": rates,
-        "stopped": sum(row[2] for row in found) / max(len(found), 1),
+        "stop_rates": stop_rates,
         "copies": len(copied) / len(right) if right else None,
     }
+
+
+def shares_by_problem(found, column: int) -> dict[int, float]:
+    """{problem: share of its rows where `column` is true}."""
+    marks = collections.defaultdict(list)
+    for row in found:
+        marks[row[0]].append(row[column])
+    return {key: sum(values) / len(values) for key, values in marks.items()}
 
 
 def copies_text(copies, position) -> str:
@@ -158,20 +188,18 @@ def copies_text(copies, position) -> str:
     return peer_context.strip_thinking(copies[position].text)
 
 
-def lead(arm, other) -> tuple[float | None, float | None]:
+def lead(arm, other, rates="rates", mean="right") -> tuple[float | None, float | None]:
     """(mean over the problems that both have of the difference of their rates, its standard error);
     None, None without two such problems.
 
     The standard error is over problems, but never below that of independent samples: where a
     handful of problems agree by chance, their spread says nothing.
     """
-    both = sorted(arm["rates"].keys() & other["rates"].keys())
+    both = sorted(arm[rates].keys() & other[rates].keys())
     if len(both) < 2:
         return None, None
-    leads = numpy.array([arm["rates"][key] - other["rates"][key] for key in both])
-    sampling = math.sqrt(
-        sum(x["right"] * (1 - x["right"]) / max(x["samples"], 1) for x in (arm, other))
-    )
+    leads = numpy.array([arm[rates][key] - other[rates][key] for key in both])
+    sampling = math.sqrt(sum(x[mean] * (1 - x[mean]) / max(x["samples"], 1) for x in (arm, other)))
     return float(leads.mean()), max(float(leads.std(ddof=1)) / math.sqrt(len(leads)), sampling)
 
 
@@ -272,18 +300,18 @@ def number(value, form: str) -> str:
 
 
 def decide(run, attempts) -> dict:
-    """Measure, print and set run.settings.layout (all processes alike); returns the table for the
-    run's files.
+    """Measure, print, and settle the layout and whether feedback is shown; returns the table.
 
-    Raises parallel.Refused where the teacher is worse than the student in every layout, unless
-    --force.
+    Sets run.settings.layout and, where feedback does harm, run.settings.no_feedback; rank 0 decides
+    for all. Raises parallel.Refused where the teacher is worse than the student in every layout,
+    unless --force.
     """
-    table = measure(run, attempts)
+    s, table = run.settings, measure(run, attempts)
     layout, worse = parallel.gather([(choose(table), harmful(table))])[0]
     for line in lines_of(table):
         print(line)
     print(f"layout of the peers: {layout}")
-    if worse and not run.settings.force:
+    if worse and not s.force:
         arm = table["arms"][table["own"]][layout]
         raise parallel.Refused(
             f"the teacher is worse than the student ({arm['lead']:+.3f}, standard error "
@@ -291,5 +319,21 @@ def decide(run, attempts) -> dict:
             "would learn its faults: use a larger model, another prompt, --peers positive or "
             "--method grpo, or go on with --force"
         )
-    run.settings.layout = layout
+    s.layout = layout
+    if s.method == "mopd" and not s.no_feedback:
+        table["feedback"] = measure_feedback(run, attempts, layout)
+        s.no_feedback = parallel.gather([feedback_harms(table["feedback"])])[0]
     return table
+
+
+def feedback_harms(found) -> bool:
+    """Whether feedback is to be left out; says why."""
+    if found is None:
+        return False
+    told, bare = found["with"], found["bare"]
+    print(
+        f"after feedback on problems that no rollout solved: right {told['right']:.3f}, stops "
+        f"{told['stopped']:.2f}; the student {bare['right']:.3f} and {bare['stopped']:.2f}"
+        + ("; feedback is left out" if found["harmful"] else "")
+    )
+    return found["harmful"]

@@ -585,8 +585,10 @@ def test_out_of_memory_in_the_token_view_of_a_step_without_weights_halves_the_wo
 @pytest.mark.parametrize("owner, name, says", [(mopd, "hidden_states", "scoring"), (rollout.Sampler, "run", "generating")])
 def test_out_of_memory_with_one_rollout_alone_ends_the_run_in_one_line(folder, tmp_path, capsys, monkeypatch, owner, name, says):
     monkeypatch.setattr(owner, name, lambda *args: exhausted())
-    arguments = [a for a in flags(folder, tmp_path / "out") if a != "--eval-data" and not a.endswith("eval.jsonl")]
-    monkeypatch.setattr(train, "generate", lambda *args, **kwargs: None)            # the check of the model at the start
+    arguments = flags(folder, tmp_path / "out", "--layout", "turn")                 # else step 1 is sampled to measure
+    arguments = [a for a in arguments if a != "--eval-data" and not a.endswith("eval.jsonl")]
+    generate = train.generate                                                       # not for the trial at the start
+    monkeypatch.setattr(train, "generate", lambda *args, **options: options["stop_ids"] and generate(*args, **options))
     error = assert_fault(capsys, arguments, f"out of memory in {says}")
     assert "one rollout at a time" in error
 
