@@ -181,6 +181,9 @@ MONITORS = (
     ("truncated_share", lambda now, start, better: now > 0.25 and now > start + 0.1,
      "completions no longer end, and one that is cut teaches nobody: lower --lr if they have gone wrong "
      "(samples.jsonl), raise --max-new-tokens if not"),
+    ("stop_gap", lambda now, start, better: now < -0.8 and not better,
+     "the teacher would rather go on where the student stops, and the student will learn that from it: try the other "
+     "--layout, --no-feedback, or preflight"),
     ("leak_share", lambda now, start, better: now > 0.05 and now > 2 * start,
      "completions speak of peers they never saw: the student copies the teacher's manner"),
     ("sampled_entropy", lambda now, start, better: now < start / 5 and not better,

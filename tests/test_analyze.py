@@ -539,10 +539,10 @@ def test_a_wrong_flag_or_folder_ends_with_status_2(tmp_path, capsys):
 
 HEALTHY = dict(loss=1.0, success=0.2, groups_mixed=6, groups_all_right=1, groups_all_wrong=3, truncated=0, unweighted=0,
                lone_success=0, completion_tokens=800, mean_completion_length=10.0, length_p95=12, distinct_answers=5.0,
-               distinct_texts=6.0, leaks=0, sampled_entropy=0.4, teacher_gap=-0.2)
+               distinct_texts=6.0, leaks=0, sampled_entropy=0.4, teacher_gap=-0.2, stop_gap=-0.1)
 SICK = [("distinct_answers", dict(distinct_answers=2.0)), ("distinct_answers", dict(distinct_answers=0.2)), ("distinct_texts", dict(distinct_texts=2.5)),
         ("group_pass", dict(groups_all_wrong=7, groups_mixed=2)), ("length_p95", dict(length_p95=30)),
-        ("unweighted_share", dict(unweighted=80)), ("truncated_share", dict(truncated=40)), ("leak_share", dict(leaks=8)),
+        ("unweighted_share", dict(unweighted=80)), ("truncated_share", dict(truncated=40)), ("stop_gap", dict(stop_gap=-1.5)), ("leak_share", dict(leaks=8)),
         ("sampled_entropy", dict(sampled_entropy=0.05)), ("sampled_entropy", dict(sampled_entropy=2.0)), ("teacher_gap", dict(teacher_gap=-1.5)),
         ("teacher_gap", dict(teacher_gap=-0.005))]
 
@@ -568,6 +568,23 @@ def test_each_collapse_warns_once_and_not_again_after_a_resume(n):
     assert [line for m in steps[10:] for line in look(m)] == found
     look = report.monitor()
     assert [line for m in history(*[{}] * 20) for line in look(m)] == []
+
+
+# The first steps of benchmarks/real_model.py with SmolLM2-135M-Instruct (seed 100, lr 3e-5): success and stop_gap.
+REAL_STARTS = {
+    "contrastive,turn": ([0.156, 0.234, 0.266, 0.156, 0.172], [-1.468, -1.555, -1.398, -1.242, -1.014]),       # 0.05 at step 5
+    "positive,turn": ([0.156, 0.234, 0.281, 0.172, 0.234], [-1.285, -1.662, -1.333, -1.309, -0.426]),          # 0.10
+    "contrastive,turns": ([0.156, 0.234, 0.281, 0.188, 0.516], [-0.376, 0.045, 0.004, -0.229, -0.463]),        # 0.52
+    "positive,turns": ([0.156, 0.234, 0.281, 0.219, 0.531], [-0.119, -0.160, 0.059, 0.012, -0.336]),           # 0.54
+}
+
+
+@pytest.mark.parametrize("arm", REAL_STARTS)
+def test_a_teacher_that_does_not_want_to_stop_is_named_by_step_five_and_no_other(arm):
+    look, steps = report.monitor(), history(*[dict(success=a, stop_gap=b) for a, b in zip(*REAL_STARTS[arm])])
+    found = [line for m in steps for line in look(m)]
+    assert [line.split(":")[1] for line in found] == ([" step 5"] if arm.endswith(",turn") else [])
+    assert all("the teacher would rather go on" in line for line in found)
 
 
 def test_a_monitor_survives_a_step_without_its_metric():
