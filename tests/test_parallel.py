@@ -65,7 +65,7 @@ def flags(folder, out, *more):
     return ["--model", str(folder / "model"), "--data", str(folder / "rows.jsonl"), "--eval-data", str(folder / "rows.jsonl"),
             "--problems", "3", "--rollouts", "8", "--max-new-tokens", "16", "--micro-tokens", "150", "--device", "cpu",
             "--lr", "1e-3", "--warmup-steps", "0", "--eval-every", "1", "--eval-problems", "3", "--eval-rollouts", "2",
-            "--steps", "3", "--out", str(out), *more]
+            "--steps", "3", "--force", "--out", str(out), *more]     # it may have learned not to answer after peers
 
 
 EMA = ("--ema-rate", "0.3")
