@@ -32,7 +32,7 @@ import peer_context
 import report
 import train
 from report import grouped
-from rollout import generate
+from runtime.fast_rollout import generate
 from verifiers import verify_batch
 
 SIGNAL = {"none": (0, 0), "1 success": (1, 0), "2 successes": (2, 0), "1 failure": (0, 1), "1s+1f": (1, 1),

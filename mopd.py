@@ -32,7 +32,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 import parallel
 import peer_context
 from loss import distill_loss, nll_loss
-from rollout import Rollout, fused_norms, generate
+from rollout import Rollout
+from runtime.fast_rollout import fused_norms, generate
 from verifiers import Verdict, verify_batch
 
 METHODS = ("mopd", "sdpo", "opd", "grpo", "rft")

@@ -35,7 +35,7 @@ import tiny
 import verifiers
 from checkpoint import append
 from loss import DIVERGENCES
-from rollout import generate, rows_in_memory
+from runtime.fast_rollout import generate, rows_in_memory
 
 
 def option(default, help, choices=None):
@@ -360,11 +360,10 @@ def sampler_seed(settings, step) -> int:
 def sample(run, problems, *, k, **options):
     """(attempts, retries): mopd.sample with as many rollouts at once as there is memory for."""
     longest = max(len(mopd.student_ids(run.tokenizer, p)) for p in problems) + run.settings.max_new_tokens
-    config = run.student.config.get_text_config(decoder=True)
     work = lambda rows: mopd.sample(run.student, run.tokenizer, problems, k=k, task=run.settings.task, max_rows=rows,
                                     max_new_tokens=run.settings.max_new_tokens, autocast=run.autocast, **options)
     with run.autocast():                                    # which halves the cache
-        rows = min(len(problems) * k, rows_in_memory(run.student, config, longest))
+        rows = min(len(problems) * k, rows_in_memory(run.student, longest))
     return checkpoint.within_memory(work, rows, fits=run.fits, alone=lambda rows: rows == 1, name="generating rollouts")
 
 

@@ -10,7 +10,20 @@ import pytest
 
 from conftest import ROOT
 
-OURS = {"rollout", "verifiers", "peer_context", "loss", "mopd", "train", "tiny", "report", "analyze", "checkpoint", "parallel"}
+OURS = {
+    "runtime",
+    "rollout",
+    "verifiers",
+    "peer_context",
+    "loss",
+    "mopd",
+    "train",
+    "tiny",
+    "report",
+    "analyze",
+    "checkpoint",
+    "parallel",
+}
 ALONE = {
     "peer_context": """
 peers = peer_context.choose_peers([True, False, True], 0, n_success=2, n_failure=1)
@@ -36,23 +49,41 @@ assert [len(group) for group in groups] == [3, 3]""",
 }
 
 
+def imports(path):
+    """The top-level names of all modules that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found
+
+
 @pytest.mark.parametrize("name", ALONE)
 def test_each_concept_file_works_copied_alone_into_an_empty_folder(name, tmp_path):
     shutil.copy(ROOT / f"{name}.py", tmp_path)
     (tmp_path / "use.py").write_text(f"import {name}\n{ALONE[name]}\n")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "use.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "use.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_concept_files_import_nothing_of_ours(name):
-    allowed = {"peer_context": set(), "verifiers": set(), "loss": {"torch"}, "rollout": {"torch", "transformers", "triton"}}[name]         # Triton comes with torch
-    found = set()
-    for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module.split(".")[0])
+    allowed = {
+        "peer_context": set(),
+        "verifiers": set(),
+        "loss": {"torch"},
+        "rollout": {"torch", "transformers"},
+    }[name]
+    found = imports(ROOT / f"{name}.py")
     assert not found & OURS
     assert {module for module in found if module not in sys.stdlib_module_names} <= allowed
+
+
+def test_the_fast_sampler_imports_its_plain_file_and_nothing_else_of_ours():
+    found = imports(ROOT / "runtime" / "fast_rollout.py")
+    assert found & (OURS | {"triton"}) == {"rollout", "triton"}  # Triton comes with torch
