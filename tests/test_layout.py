@@ -1,4 +1,4 @@
-"""The promises about the files themselves: the import graph is a star and each concept file works alone."""
+"""The promises about the files themselves: who imports whom, and what works when copied alone."""
 
 import ast
 import os
@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import ROOT
 
 OURS = {
@@ -28,7 +27,8 @@ ALONE = {
     "peer_context": """
 peers = peer_context.choose_peers([True, False, True], 0, n_success=2, n_failure=1)
 assert peers.successes == (2,) and peers.failures == (1,)
-assert "It is 3." in peer_context.teacher_prompt("What is 1 + 1?", successes=["It is 2."], failures=["It is 3."])""",
+context = peer_context.teacher_prompt("What is 1 + 1?", successes=["2"], failures=["It is 3."])
+assert "It is 3." in context""",
     "verifiers": r"""
 assert verifiers.verify("math", r"so it is \boxed{\frac12}", "0.5").correct
 program = "```python\ndef double(x):\n    return 2 * x\n```"
@@ -36,14 +36,16 @@ answer = {"type": "functional", "entry_point": "double", "tests": [{"input": "4"
 assert [v.correct for v in verifiers.verify_batch("code", [program], [answer])] == [True]""",
     "loss": """
 import torch
-h, w, t, v = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4), torch.randn(5, 6), torch.randn(9, 6)
+h, w = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4)
+t, v = torch.randn(5, 6), torch.randn(9, 6)
 out = loss.distill_loss(h, w, t, v, torch.full((5,), 0.2))
 out.loss.backward()
 assert out.loss > 0 and h.grad.abs().sum() > 0""",
     "rollout": """
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-model = LlamaForCausalLM(LlamaConfig(vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2))
+sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+model = LlamaForCausalLM(LlamaConfig(vocab_size=11, **sizes))
 groups = rollout.generate(model, [[1, 2, 3], [4]], 3, max_new_tokens=5, stop_ids=[0])
 assert [len(group) for group in groups] == [3, 3]""",
 }
