@@ -157,7 +157,7 @@ def prefill(model, prompts):
     # On the left, so that all rows end in the same column. Any id will do: the mask hides it.
     ids = [[prompt[0]] * n + list(prompt) for prompt, n in zip(prompts, padding, strict=True)]
     ids, padding = (torch.tensor(numbers, device=model.device) for numbers in (ids, padding))
-    cache, size = None, length  # the model makes its own cache; a recurrent state in one pass
+    cache, size = None, length  # a recurrent state: in one pass, into a cache that the model makes
     if can_pad(model):
         # Made without a config, the cache keeps all columns of sliding layers, too; the model's
         # mask hides those outside the window.
