@@ -21,8 +21,8 @@ from dataclasses import replace
 import numpy
 
 import peer_context
-from rollout import generate, rows_in_memory
 from runtime import checkpoint, parallel, report
+from runtime.fast_rollout import generate, rows_in_memory
 from runtime.models import completion_text, layouts_of, max_length, stop_ids
 from verifiers import verify_batch
 
@@ -139,8 +139,7 @@ def answers(run, model, tokenizer, copies, wanted) -> dict:
             )
 
     longest = max([len(a.teacher_ids) for _, a in rows], default=0) + s.max_new_tokens
-    config = model.config.get_text_config(decoder=True)
-    most = min(len(rows) * each, rows_in_memory(model, config, longest)) or 1
+    most = min(len(rows) * each, rows_in_memory(model, longest)) or 1
     groups, _ = checkpoint.within_memory(
         write, most, fits=run.fits, alone=lambda n: n == 1, name="generating answers"
     )

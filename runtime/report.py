@@ -34,7 +34,7 @@ from runtime import parallel
 import peer_context
 import verifiers
 from loss import CHUNK_SIZE, distill_loss
-from rollout import fused_norms
+from runtime.fast_rollout import fused_norms
 from runtime.models import head, max_length
 
 VIEW_GROUPS, VIEW_TOKENS = 3, 400                # groups of an evaluated step in the token view; tokens of each rollout

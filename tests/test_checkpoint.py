@@ -21,8 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from runtime import checkpoint
 import mopd
-from runtime import parallel
-import rollout
+from runtime import fast_rollout, parallel
 import train
 import verifiers
 from conftest import ROOT
@@ -548,7 +547,7 @@ def gradients(monkeypatch):
 def test_out_of_memory_halves_the_work_and_gives_the_same_gradient(folder, tmp_path, monkeypatch, gradients, fails):
     arguments = flags(folder, tmp_path / "out", "--steps", "1", "--micro-tokens", "600", "--method", "sdpo")
     train.main(arguments)
-    hidden_states, run, calls = mopd.hidden_states, rollout.Sampler.run, []
+    hidden_states, run, calls = mopd.hidden_states, fast_rollout.Sampler.run, []
 
     def hungry(model, prompts, completions):
         calls.append(len(prompts) * max(len(p) + len(c) for p, c in zip(prompts, completions)))
@@ -562,7 +561,7 @@ def test_out_of_memory_halves_the_work_and_gives_the_same_gradient(folder, tmp_p
         return run(self, prompts, counts, uniforms)
 
     monkeypatch.setattr(mopd, "hidden_states", hungry)
-    monkeypatch.setattr(rollout.Sampler, "run", hungry_run)
+    monkeypatch.setattr(fast_rollout.Sampler, "run", hungry_run)
     train.main(replaced(arguments, "--out", tmp_path / "hungry"))
     plain, retried = ([line for line in steps_of(tmp_path / name) if "loss" in line][0] for name in ("out", "hungry"))
     counts = [sum(line["oom_retries"] for line in steps_of(tmp_path / name)) for name in ("out", "hungry")]
@@ -582,7 +581,7 @@ def test_out_of_memory_in_the_token_view_of_a_step_without_weights_halves_the_wo
     assert step["oom_retries"] > 0 and step["unweighted"] == 12 and (tmp_path / "out" / "tokens.jsonl").read_text()
 
 
-@pytest.mark.parametrize("owner, name, says", [(mopd, "hidden_states", "scoring"), (rollout.Sampler, "run", "generating")])
+@pytest.mark.parametrize("owner, name, says", [(mopd, "hidden_states", "scoring"), (fast_rollout.Sampler, "run", "generating")])
 def test_out_of_memory_with_one_rollout_alone_ends_the_run_in_one_line(folder, tmp_path, capsys, monkeypatch, owner, name, says):
     monkeypatch.setattr(owner, name, lambda *args: exhausted())
     arguments = flags(folder, tmp_path / "out", "--layout", "turn")                 # else step 1 is sampled to measure
