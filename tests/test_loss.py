@@ -9,14 +9,33 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from loss import DIVERGENCES, DistillOutput, distill_loss, naive_distill_loss, nll_loss
-from loss import _differentiate as differentiate
-from loss import _fused as fused
+import loss as plain_loss
+from loss import DIVERGENCES, DistillOutput, Head, naive_distill_loss
+from runtime import fast_loss
 
 N, D, V = 11, 16, 60
-LOSSES = pytest.mark.parametrize("loss", [distill_loss, naive_distill_loss])
+LOSSES = pytest.mark.parametrize(
+    "loss",
+    [plain_loss.distill_loss, fast_loss.distill_loss, naive_distill_loss],
+    ids=["plain", "fast", "naive"],
+)
 EVERY = pytest.mark.parametrize("divergence", DIVERGENCES)
 TOP_K = pytest.mark.parametrize("top_k", [None, 1, 7, V - 1, V, V + 5])
+
+
+@pytest.fixture(params=[plain_loss, fast_loss], ids=["plain", "fast"])
+def implementation(request):
+    return request.param
+
+
+@pytest.fixture
+def distill_loss(implementation):
+    return implementation.distill_loss
+
+
+@pytest.fixture
+def nll_loss(implementation):
+    return implementation.nll_loss
 
 
 def problem(n=N, d=D, v=V, *, dtype=torch.float64, scale=1.0, seed=0, device="cpu"):
@@ -54,7 +73,7 @@ def from_logits(student, teacher, **options):
     """The divergence of two rows of logits: the hidden states are the logits and the heads the identity."""
     s, t = (torch.tensor([x], dtype=torch.float64) for x in (student, teacher))
     eye = torch.eye(s.shape[1], dtype=torch.float64)
-    return with_gradients(options.pop("loss", distill_loss),
+    return with_gradients(options.pop("loss"),
                           dict(student_hidden=s, student_head=eye, teacher_hidden=t, teacher_head=eye,
                                weights=torch.ones(1, dtype=torch.float64)), **options)
 
@@ -73,7 +92,7 @@ def assert_same(a, b, **tolerance):
 
 @EVERY
 @TOP_K
-def test_value_and_both_gradients_are_the_naive_ones_in_float64(divergence, top_k):
+def test_value_and_both_gradients_are_the_naive_ones_in_float64(distill_loss, divergence, top_k):
     args, sampled = problem()
     options = dict(divergence=divergence, top_k=top_k, temperature=0.7, is_clip=1.5, **sampled)
     assert_same(with_gradients(distill_loss, args, chunk_size=4, **options),
@@ -81,7 +100,7 @@ def test_value_and_both_gradients_are_the_naive_ones_in_float64(divergence, top_
 
 
 @pytest.mark.parametrize("divergence", ["jsd", "reverse"])
-def test_a_vocabulary_of_several_parts_is_put_together_right(divergence):
+def test_a_vocabulary_of_several_parts_is_put_together_right(distill_loss, divergence):
     """On a CPU the logits are worked out for 1,024 tokens at a time."""
     args, sampled = problem(n=6, d=5, v=2500)
     options = dict(divergence=divergence, **sampled)
@@ -92,7 +111,7 @@ def test_a_vocabulary_of_several_parts_is_put_together_right(divergence):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @EVERY
 @pytest.mark.parametrize("top_k", [None, 7])
-def test_error_against_float64_is_no_worse_than_the_naive_loss_in_the_same_dtype(dtype, divergence, top_k):
+def test_error_against_float64_is_no_worse_than_the_naive_loss_in_the_same_dtype(distill_loss, dtype, divergence, top_k):
     args, _ = problem(n=64, d=32, v=500, dtype=dtype, scale=0.6)
     options = dict(divergence=divergence, top_k=top_k)
     exact = with_gradients(naive_distill_loss, {k: v.double() for k, v in args.items()}, **options)
@@ -106,7 +125,7 @@ def test_error_against_float64_is_no_worse_than_the_naive_loss_in_the_same_dtype
         assert a <= 1.1 * b + 2e-7, f"{name}: error {a:.2e}, naive {b:.2e}"
 
 
-def test_rounding_of_the_normaliser_does_not_shift_a_divergence_of_zero():
+def test_rounding_of_the_normaliser_does_not_shift_a_divergence_of_zero(distill_loss):
     """log z is about 9 here: rounded to float32 it is off by up to 5e-7 for each row, and so was the divergence."""
     torch.manual_seed(0)
     hidden, head = torch.randn(64, 16) / 2, torch.randn(5000, 16)
@@ -117,7 +136,7 @@ def test_rounding_of_the_normaliser_does_not_shift_a_divergence_of_zero():
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 2e-5), (torch.bfloat16, 1.6e-2)])
 @EVERY
 @pytest.mark.parametrize("top_k", [None, 7])
-def test_value_and_gradients_are_the_naive_ones_in_training_dtypes(dtype, tolerance, divergence, top_k):
+def test_value_and_gradients_are_the_naive_ones_in_training_dtypes(distill_loss, dtype, tolerance, divergence, top_k):
     args, sampled = problem(dtype=dtype, scale=0.6)
     options = dict(divergence=divergence, top_k=top_k, temperature=1.3, is_clip=1.5, **sampled)
     assert_same(with_gradients(distill_loss, args, chunk_size=4, **options),
@@ -126,7 +145,7 @@ def test_value_and_gradients_are_the_naive_ones_in_training_dtypes(dtype, tolera
 
 @EVERY
 @pytest.mark.parametrize("top_k", [None, 3])
-def test_gradients_pass_gradcheck(divergence, top_k):
+def test_gradients_pass_gradcheck(distill_loss, divergence, top_k):
     args, _ = problem(n=4, d=3, v=9)
     fixed = {k: v for k, v in args.items() if not k.startswith("student")}
 
@@ -139,7 +158,7 @@ def test_gradients_pass_gradcheck(divergence, top_k):
 
 
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-9), (torch.float32, 2e-5), (torch.bfloat16, 1.6e-2)])
-def test_nll_loss_takes_negative_weights_and_clips_the_ratio(dtype, tolerance):
+def test_nll_loss_takes_negative_weights_and_clips_the_ratio(nll_loss, dtype, tolerance):
     args, sampled = problem(dtype=dtype, scale=0.6)
     args = {k: args[k] for k in ("student_hidden", "student_head", "weights")}
     args["weights"] = args["weights"] - 0.4
@@ -217,7 +236,7 @@ def test_temperature_divides_the_logits_of_both_sides(loss):
     assert_same((hot, hidden, head), (cold, hidden_2 * 2, head_2))
 
 
-def test_sampled_logprobs_are_those_of_the_full_softmax_even_with_top_k():
+def test_sampled_logprobs_are_those_of_the_full_softmax_even_with_top_k(distill_loss):
     args, sampled = problem()
     out = distill_loss(**args, top_k=3, temperature=0.7, sampled_ids=sampled["sampled_ids"])
     for x, side in ((out.student_logprobs, "student"), (out.teacher_logprobs, "teacher")):
@@ -230,7 +249,7 @@ def test_sampled_logprobs_are_those_of_the_full_softmax_even_with_top_k():
 
 @EVERY
 @pytest.mark.parametrize("top_k", [None, 7])
-def test_chunk_size_does_not_matter(divergence, top_k):
+def test_chunk_size_does_not_matter(distill_loss, divergence, top_k):
     args, sampled = problem()
     options = dict(divergence=divergence, top_k=top_k, is_clip=2.0, **sampled)
     results = [with_gradients(distill_loss, args, chunk_size=c, **options) for c in (1, 3, N, 1000)]
@@ -238,14 +257,14 @@ def test_chunk_size_does_not_matter(divergence, top_k):
         assert_same(results[0], other, rtol=1e-10, atol=1e-13)
 
 
-def test_cpu_blocks_inside_a_chunk_do_not_mix_rows(monkeypatch):
+def test_cpu_blocks_inside_a_chunk_do_not_mix_rows(distill_loss, monkeypatch):
     args, sampled = problem()
     whole = with_gradients(distill_loss, args, top_k=7, is_clip=2.0, **sampled)
-    monkeypatch.setattr("loss.BLOCK", 2 * len(args["student_head"]))
+    monkeypatch.setattr("runtime.fast_loss.BLOCK", 2 * len(args["student_head"]))
     assert_same(with_gradients(distill_loss, args, top_k=7, is_clip=2.0, **sampled), whole, rtol=1e-10, atol=1e-13)
 
 
-def test_tied_embedding_gets_the_gradient_of_both_uses():
+def test_tied_embedding_gets_the_gradient_of_both_uses(distill_loss):
     args, sampled = problem()
     fixed = {k: args[k] for k in ("teacher_hidden", "teacher_head", "weights")}
     gradients = []
@@ -265,7 +284,7 @@ def test_teacher_is_not_in_the_graph(loss):
     assert args["student_hidden"].grad.abs().sum() > 0
 
 
-def test_one_tensor_as_both_heads_gets_only_the_students_gradient():
+def test_one_tensor_as_both_heads_gets_only_the_students_gradient(distill_loss):
     args, _ = problem()
     args["teacher_hidden"] = args["student_hidden"].flip(0)
     head = args["student_head"].clone().requires_grad_()
@@ -274,7 +293,7 @@ def test_one_tensor_as_both_heads_gets_only_the_students_gradient():
     torch.testing.assert_close(head.grad, expected)
 
 
-def test_rows_of_weight_zero_get_a_divergence_but_no_gradient():
+def test_rows_of_weight_zero_get_a_divergence_but_no_gradient(distill_loss):
     args, sampled = problem()
     zero = args["weights"] == 0
     for loss in (distill_loss, naive_distill_loss):
@@ -286,7 +305,7 @@ def test_rows_of_weight_zero_get_a_divergence_but_no_gradient():
                 (out, *with_gradients(distill_loss, kept)[1:]))
 
 
-def test_garbage_in_a_masked_row_does_not_reach_the_loss_or_the_head():
+def test_garbage_in_a_masked_row_does_not_reach_the_loss_or_the_head(distill_loss):
     args, _ = problem(dtype=torch.float32)
     args["student_hidden"][args["weights"] == 0] = math.nan
     out, hidden, head = with_gradients(distill_loss, args)
@@ -309,7 +328,7 @@ def test_extreme_logits_are_finite(loss, divergence, top_k):
 
 
 @pytest.mark.parametrize("top_k", [None, 5])
-def test_no_tokens_or_no_weight_give_loss_zero_and_gradients_zero(top_k):
+def test_no_tokens_or_no_weight_give_loss_zero_and_gradients_zero(distill_loss, nll_loss, top_k):
     full, _ = problem()
     for args in (problem(n=0)[0], full | dict(weights=torch.zeros(N))):
         n = len(args["weights"])
@@ -321,7 +340,7 @@ def test_no_tokens_or_no_weight_give_loss_zero_and_gradients_zero(top_k):
         assert out.loss.item() == 0 and not hidden.any() and not head.any()
 
 
-def test_gradients_are_only_computed_where_they_are_asked_for():
+def test_gradients_are_only_computed_where_they_are_asked_for(distill_loss):
     args, _ = problem()
     args["student_hidden"].requires_grad_()
     distill_loss(**args).loss.backward()
@@ -331,7 +350,7 @@ def test_gradients_are_only_computed_where_they_are_asked_for():
         assert not distill_loss(**args).loss.requires_grad
 
 
-def test_upstream_factor_scales_both_gradients():
+def test_upstream_factor_scales_both_gradients(distill_loss):
     args, _ = problem()
     _, hidden, head = with_gradients(distill_loss, args)
     def scaled(**kwargs):
@@ -342,7 +361,7 @@ def test_upstream_factor_scales_both_gradients():
     torch.testing.assert_close((hidden * -3, head * -3), (hidden_3, head_3))
 
 
-def test_second_backward_is_refused_instead_of_scaling_twice():
+def test_second_backward_is_refused_instead_of_scaling_twice(distill_loss):
     args, _ = problem()
     args["student_hidden"].requires_grad_()
     loss = distill_loss(**args).loss
@@ -351,7 +370,7 @@ def test_second_backward_is_refused_instead_of_scaling_twice():
         loss.backward()
 
 
-def test_bfloat16_hidden_states_leave_the_gradient_of_a_float32_head_unrounded():
+def test_bfloat16_hidden_states_leave_the_gradient_of_a_float32_head_unrounded(distill_loss):
     args, _ = problem(n=64, dtype=torch.float32)
     for side in ("student", "teacher"):
         args[f"{side}_hidden"] = args[f"{side}_hidden"].bfloat16()
@@ -363,14 +382,14 @@ def test_bfloat16_hidden_states_leave_the_gradient_of_a_float32_head_unrounded()
     assert (head - exact).norm() <= (naive - exact).norm() < 0.05 * exact.norm()
 
 
-def test_autocast_does_not_change_the_result():
+def test_autocast_does_not_change_the_result(distill_loss):
     args, _ = problem(dtype=torch.float32)
     plain = with_gradients(distill_loss, args)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_same(with_gradients(distill_loss, args), plain)
 
 
-def test_different_vocabularies_are_refused_and_both_are_named():
+def test_different_vocabularies_are_refused_and_both_are_named(distill_loss):
     args, _ = problem()
     with pytest.raises(ValueError, match=f"{V}.*{V - 2}"):
         distill_loss(**args | dict(teacher_head=args["teacher_head"][:-2]))
@@ -383,7 +402,7 @@ def test_different_vocabularies_are_refused_and_both_are_named():
     dict(student_hidden=torch.ones(N, D, dtype=torch.float16)), dict(student_head=torch.ones(V, D, dtype=torch.int64)),
     dict(teacher_hidden=torch.ones(N, D // 2, dtype=torch.float32)),
     dict(student_hidden=torch.ones(1, N, D)), dict(weights=torch.ones(N, device="meta"))])
-def test_arguments_that_do_not_fit_are_refused_before_any_work(change):
+def test_arguments_that_do_not_fit_are_refused_before_any_work(distill_loss, change):
     with pytest.raises(ValueError):
         distill_loss(**problem()[0] | change)
 
@@ -411,7 +430,7 @@ class LiveTensors(TorchDispatchMode):
 @EVERY
 @pytest.mark.parametrize("top_k", [None, 10])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nothing_larger_than_a_chunk_of_logits_is_ever_alive(divergence, top_k, dtype):
+def test_nothing_larger_than_a_chunk_of_logits_is_ever_alive(distill_loss, divergence, top_k, dtype):
     n, d, v, chunk = 400, 8, 1000, 20                              # N x V is twenty chunks, V x D two fifths of one
     args, sampled = problem(n=n, d=d, v=v, dtype=dtype)
     args = {k: x.requires_grad_(k.startswith("student")) for k, x in args.items()}
@@ -429,9 +448,9 @@ def test_nothing_larger_than_a_chunk_of_logits_is_ever_alive(divergence, top_k, 
 @EVERY
 @pytest.mark.parametrize("top_k", [None, 7])
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
-def test_cuda_agrees_with_the_naive_loss(divergence, top_k, dtype, tolerance):
+def test_cuda_agrees_with_the_naive_loss(distill_loss, divergence, top_k, dtype, tolerance):
     torch._dynamo.reset()                                          # it compiles only so many kinds of one function
-    fused.cache_clear()
+    fast_loss._compiled.cache_clear()
     args, sampled = problem(n=65, d=32, v=500, dtype=dtype, scale=0.6, device="cuda")
     options = dict(divergence=divergence, top_k=top_k, temperature=0.7, is_clip=1.5, **sampled)
     assert_same(with_gradients(distill_loss, args, chunk_size=16, **options),
@@ -445,7 +464,7 @@ def test_cuda_agrees_with_the_naive_loss(divergence, top_k, dtype, tolerance):
 def test_what_a_gpu_compiles_computes_the_same(divergence, k, dtype):
     """The code is the GPU's, only compiled for a CPU."""
     torch._dynamo.reset()
-    fused.cache_clear()
+    fast_loss._compiled.cache_clear()
     generator = torch.Generator().manual_seed(0)
     for n in (20, 7, 1):                                           # the last chunks of a batch are shorter
         s, t = (torch.randn(n, 300, generator=generator).to(dtype) for _ in "st")
