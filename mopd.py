@@ -31,8 +31,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import parallel
 import peer_context
-from loss import distill_loss, nll_loss
 from rollout import Rollout, fused_norms, generate
+from runtime.fast_loss import distill_loss, nll_loss
 from verifiers import Verdict, verify_batch
 
 METHODS = ("mopd", "sdpo", "opd", "grpo", "rft")

@@ -33,8 +33,9 @@ import mopd
 import parallel
 import peer_context
 import verifiers
-from loss import CHUNK_SIZE, distill_loss
+from loss import CHUNK_SIZE
 from rollout import fused_norms
+from runtime.fast_loss import distill_loss
 
 VIEW_GROUPS, VIEW_TOKENS = 3, 400                # groups of an evaluated step in the token view; tokens of each rollout
 CONTEXTS = {"none": dict(method="opd"), "positive": dict(method="mopd", peers="positive"),          # for mopd.plan
