@@ -1,15 +1,15 @@
-"""Per-token divergence of student and teacher over the whole vocabulary, a chunk of tokens at a time.
+"""Per-token divergence of student and teacher over the whole vocabulary, in chunks of tokens.
 
-    p = softmax(z_student / T)    q = softmax(z_teacher / T)    loss = sum_n weights[n] * D(p_n, q_n)
+    p = softmax(z_student / T)   q = softmax(z_teacher / T)   loss = sum_n weights[n] * D(p_n, q_n)
 
     D = "forward"  KL(q || p)    teacher first: the student must cover what the teacher does
         "reverse"  KL(p || q)    student first: the student must avoid what the teacher does not do
         "jsd"      KL(p || m) / 2 + KL(q || m) / 2,  m = (p + q) / 2
 
-The logits z = hidden @ head^T of all N tokens are N x V numbers, and D needs several such matrices. So,
-for each chunk of tokens: compute logits, divergence and (in closed form) the gradients, add them up,
-free the chunk. Unlike in the usual distillation loss there is no factor T^2, and top-k keeps all other
-tokens as one bucket. Read `naive_distill_loss` first: it has neither chunks nor closed forms.
+The logits z = hidden @ head^T of all N tokens are N x V numbers, and D needs several such matrices.
+So, for each chunk of tokens: compute logits, divergence and (in closed form) the gradients, add them
+up, free the chunk. Unlike in the usual distillation loss there is no factor T^2, and top-k keeps all
+other tokens as one bucket. Read `naive_distill_loss` first: no chunks, gradients by autograd.
 
     out = distill_loss(student_hidden, student_head, teacher_hidden, teacher_head, weights)
     out.loss.backward()
@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 DIVERGENCES = ("jsd", "forward", "reverse")
-DTYPES = {torch.float32, torch.bfloat16, torch.float64}
+FLOATS = (torch.float32, torch.bfloat16, torch.float64)
 CHUNK_SIZE = {"cpu": 256, "cuda": 1024}  # tokens; a GPU needs larger products to come near its peak
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """An output layer: logits z = cap * tanh(scale * (h W^T + b) / cap), without cap scale * (h W^T + b).
+    """An output layer: logits z = cap * tanh(scale * (h W^T + b) / cap); no cap: scale * (h W^T + b).
 
     May go wherever a head matrix goes. Granite and Cohere have a scale, Gemma 2 a cap, Phi a bias.
     """
@@ -43,27 +43,27 @@ class Head:
         """(N, D) -> (N, V): the product in the dtype of hidden, all else in float32 (float64)."""
         z = (hidden @ self.weight.to(hidden.dtype).T).to(wide_dtype(hidden))
         if self.bias is not None:
-            z = z + self.bias
+            z += self.bias
         if self.scale != 1:
-            z = z * self.scale
+            z *= self.scale
         return z if self.cap is None else self.cap * torch.tanh(z / self.cap)
 
     def at(self, temperature: float, dtype: torch.dtype) -> "Head":
-        """The head of the logits z / temperature, its weight cast to dtype."""
+        """The head whose logits are z / temperature, its weight cast to dtype."""
         cap = None if self.cap is None else self.cap / temperature
         return Head(self.weight.to(dtype), self.bias, self.scale / temperature, cap)
 
-    def __getitem__(self, rows: slice) -> "Head":  # for a part of the vocabulary
+    def __getitem__(self, rows: slice) -> "Head":  # of the vocabulary
         bias = None if self.bias is None else self.bias[rows]
         return replace(self, weight=self.weight[rows], bias=bias)
 
 
 @dataclass
 class DistillOutput:
-    """`loss` is a scalar with a gradient; the others are (N,), float32 (float64 for float64), detached.
+    """`loss` is a scalar with a gradient; the others are (N,), detached, float32 or float64.
 
     The log-probabilities are those of `sampled_ids` at the given temperature, over the full vocabulary
-    whatever `top_k`. They are None without `sampled_ids`, and without a teacher.
+    whatever `top_k`. None without `sampled_ids`; `nll_loss` has none of a teacher.
     """
 
     loss: Tensor
@@ -93,16 +93,16 @@ def distill_loss(
     teacher_hidden (N, D') and teacher_head (V, D') do not. weights (N,) hold masks and normalisers: a
     row of weight 0 gets its divergence and no gradient. Products run in the dtype of the hidden states
     (float32, bfloat16, float64; autocast is ignored), all else in float32 (float64). A head of another
-    dtype is cast for the products; its gradient is not rounded.
+    dtype is cast for the products; its gradient is not rounded. Backward can run once.
 
     top_k: compare the student's top_k tokens one by one and all others as one bucket.
     temperature: divides the logits of both sides.
-    sampled_ids: (N,) int64; their log-probabilities are returned.
+    sampled_ids: (N,) int64, asks for their log-probabilities.
     is_clip: multiply weights by min(exp(student_logprobs - sampled_logprobs), is_clip), a constant for
-        the gradient. sampled_logprobs (N,) are those that the sampler recorded.
+        the gradient; sampled_logprobs (N,) are the sampler's.
     chunk_size: tokens at a time, by default CHUNK_SIZE.
 
-    Backward can run once. Raises ValueError for arguments that do not fit together.
+    Raises ValueError for arguments that do not fit together.
     """
     sides = (student_hidden, as_head(student_head)), (teacher_hidden, as_head(teacher_head))
     sampled = sampled_ids, sampled_logprobs, is_clip
@@ -120,15 +120,14 @@ def nll_loss(
     is_clip: float | None = None,
     chunk_size: int | None = None,
 ) -> DistillOutput:
-    """-sum_n weights[n] * log p_n(sampled_ids[n]). Arguments as in `distill_loss`, without a teacher.
+    """-sum_n weights[n] * log p_n(sampled_ids[n]): as `distill_loss`, without a teacher.
 
     Weights of 1/N give supervised training; advantages, of either sign, give the policy gradient.
-    `divergence` of the output is -log p.
     """
-    if sampled_ids is None:
-        raise ValueError("nll_loss needs sampled_ids")
-    sides = [(student_hidden, as_head(student_head))]
-    sampled = sampled_ids, sampled_logprobs, is_clip
+    sides, sampled = (
+        [(student_hidden, as_head(student_head))],
+        (sampled_ids, sampled_logprobs, is_clip),
+    )
     return _chunked_loss(sides, weights, sampled, temperature, chunk_size, "nll")
 
 
@@ -178,13 +177,13 @@ def _chunked_loss(sides, weights, sampled, temperature, chunk_size, divergence, 
     check(sides, weights, sampled, temperature, chunk_size, divergence, top_k)
     (hidden, head), (ids, sampled_logprobs, is_clip) = sides[0], sampled
     gradients = new_gradients(hidden, head)
-    grad_hidden, grad_weight, grad_bias = gradients
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         sides = [(x, w.at(temperature, x.dtype)) for x, w in sides]
         weights = weights.to(wide_dtype(hidden))
         loss, values = weights.new_zeros(()), weights.new_empty(1 + len(sides), len(hidden))
         for rows, trained in chunks(weights, chunk_size):
-            chunk, chunk_ids = [(x[rows], w) for x, w in sides], None if ids is None else ids[rows]
+            chunk_ids = None if ids is None else ids[rows]
+            chunk = [(x[rows], w) for x, w in sides]
             values[:, rows], gradient = _differentiate(chunk, chunk_ids, divergence, top_k)
             if trained:
                 factor = weights[rows]
@@ -192,19 +191,13 @@ def _chunked_loss(sides, weights, sampled, temperature, chunk_size, divergence, 
                     ratio = (values[1, rows] - sampled_logprobs[rows]).exp()
                     factor = factor * ratio.clamp(max=is_clip)
                 loss += (factor * values[0, rows]).sum()
-                gradient.mul_(factor[:, None])
-                if grad_hidden is not None:
-                    grad_hidden[rows] = gradient.to(hidden.dtype) @ sides[0][1].weight
-                if grad_weight is not None:
-                    grad_weight.addmm_(gradient.T, hidden[rows].to(gradient.dtype))
-                if grad_bias is not None:
-                    grad_bias += gradient.sum(0)
+                _add_gradients(gradients, gradient, factor[:, None], rows, *sides[0])
             del gradient  # before the next chunk takes its memory
     loss = PrecomputedGradients.apply(loss, gradients, hidden, head.weight, head.bias)
     return DistillOutput(loss, values[0], *([] if ids is None else values[1:]))
 
 
-def chunks(weights, chunk_size):
+def chunks(weights: Tensor, chunk_size: int | None):
     """Row numbers, and whether to train: rows of weight 0 may hold NaN, and 0 * NaN is NaN."""
     size = chunk_size or CHUNK_SIZE.get(weights.device.type, CHUNK_SIZE["cpu"])
     for rows, trained in ((weights.nonzero(), True), ((weights == 0).nonzero(), False)):
@@ -213,62 +206,59 @@ def chunks(weights, chunk_size):
 
 
 def _differentiate(sides, ids, divergence, top_k):
-    """D and each side's log p(ids), (1 + sides, n), and the gradient of D by h W^T + b, (n, V)."""
-    logits, head = [head.logits(hidden) for hidden, head in sides], sides[0][1]
-    picked = [0 if ids is None else z.gather(1, ids[:, None])[:, 0] for z in logits]
-    slope = head.scale  # of z = cap * tanh(scale * x / cap) by x
-    if head.cap is not None:
-        slope = slope - slope * (logits[0] / head.cap).square_()
+    """D and each side's log p(ids), (1 + sides, n); dD / d(scale * (h W^T + b)), (n, V)."""
+    z, *z_teacher = [head.logits(hidden) for hidden, head in sides]
+    picked = [0 if ids is None else x.gather(1, ids[:, None])[:, 0] for x in (z, *z_teacher)]
+    cap = sides[0][1].cap
+    slope = None if cap is None else 1 - (z / cap).square_()  # of cap * tanh(x / cap)
     if divergence == "nll":
-        p, log_z = _softmax(*logits)
-        gradient = p.scatter_add_(1, ids[:, None], -torch.ones_like(p[:, :1]))  # p - onehot(id)
+        gradient, log_z = _softmax(z)
+        gradient.scatter_add_(1, ids[:, None], -torch.ones_like(z[:, :1]))  # p - onehot(id)
         value, normalisers = log_z - picked[0], [log_z]
-    elif top_k is None or top_k >= logits[0].shape[1]:
-        value, gradient, *normalisers = _compare(*logits, divergence)
+    elif top_k is None or top_k >= z.shape[1]:
+        value, gradient, *normalisers = _compare(z, *z_teacher, divergence)
     else:
-        value, gradient, *normalisers = _compare_top_k(*logits, divergence, top_k)
-    if head.scale != 1 or head.cap is not None:
-        gradient.mul_(slope)
+        value, gradient, *normalisers = _compare_top_k(z, *z_teacher, divergence, top_k)
     logprobs = [x - log_z for x, log_z in zip(picked, normalisers, strict=True)]
-    return torch.stack([value, *logprobs]).to(gradient.dtype), gradient
+    values = torch.stack([value, *logprobs]).to(z.dtype)
+    return values, gradient if slope is None else gradient.mul_(slope)
 
 
 def _compare(z, z_teacher, divergence):
-    """D (n,), dD/dz (n, V) and both sides' log sum exp (n,). Works in place and uses z_teacher up."""
+    """D (n,), dD/dz (n, V) and both sides' log sum exp (n,). In place: z_teacher is used up."""
     (p, log_z), (q, log_z_teacher) = _softmax(z), _softmax(z_teacher)
-    # log q - log p: from the logits, since two log softmaxes are rounded before they are subtracted
+    # log q - log p from the logits: log p and log q would be rounded before they are subtracted
     log_ratio = z_teacher.sub_(z).sub_((log_z_teacher - log_z).to(z.dtype)[:, None])
     if divergence == "forward":
         value, gradient = log_ratio.mul_(q).sum(1), p.sub_(q)
     elif divergence == "reverse":
-        value, gradient = _expect(p, log_ratio.neg_())
+        value, gradient = _kl(p, log_ratio.neg_())
     else:
         # log p - log m = log 2 - log(1 + q / p), finite even where p or q underflows
         log_p_m = softplus(log_ratio, threshold=40).neg_().add_(math.log(2))
         kl_q_m = log_ratio.add_(log_p_m).mul_(q).sum(1)
-        kl_p_m, gradient = _expect(p, log_p_m)
+        kl_p_m, gradient = _kl(p, log_p_m)  # what the gradient gets through m cancels
         value, gradient = (kl_p_m + kl_q_m) / 2, gradient.div_(2)
     return value, gradient, log_z, log_z_teacher
 
 
-def _expect(p, a):
-    """KL(p || r) = E_p[a] for a = log p - log r, (n,), and its gradient by z, p (a - E_p[a])."""
-    mean = a.mul_(p).sum(1)
-    return mean, a.sub_(p.mul_(mean[:, None]))
+def _kl(p, a):
+    """For a = log p - log r: KL(p || r) = sum p a, and its gradient by z, p (a - sum p a)."""
+    value = a.mul_(p).sum(1)
+    return value, a.sub_(p.mul_(value[:, None]))
 
 
 def _compare_top_k(z, z_teacher, divergence, top_k):
     """As `_compare`, on the student's top_k tokens and one bucket of all others."""
     top = z.topk(top_k, dim=1).indices  # the choice of tokens is not differentiated
-    few, within_bucket = _collapse(z, top)
-    few_teacher, _ = _collapse(z_teacher, top)
+    (few, within_bucket), (few_teacher, _) = _collapse(z, top), _collapse(z_teacher, top)
     value, gradient, *normalisers = _compare(few, few_teacher, divergence)
     full = within_bucket.mul_(gradient[:, top_k:]).scatter_(1, top, gradient[:, :top_k])
     return value, full, *normalisers
 
 
 def _collapse(z, top):
-    """Logits at `top` and log sum exp of all others, (n, top_k + 1); softmax over the others, (n, V)."""
+    """z at `top` and log sum exp of all others, (n, top_k + 1); softmax of the others, (n, V)."""
     kept = z.gather(1, top)
     # over the others alone: log(1 - sum of the top) is off by nats where the top has nearly all
     softmax, rest = _softmax(z.scatter_(1, top, -math.inf))
@@ -281,13 +271,25 @@ def _softmax(z):
     return p, z.amax(1).double() - p.amax(1).double().log()
 
 
-def new_gradients(hidden, head):
+def new_gradients(hidden: Tensor, head: Head) -> list[Tensor | None]:
     """Zeros for hidden states, weight and bias; None where no gradient is asked for."""
-    wide, gradients = wide_dtype(hidden), []
+    wide, zeros = wide_dtype(hidden), []
     for x, dtype in ((hidden, hidden.dtype), (head.weight, wide), (head.bias, wide)):
         wanted = x is not None and x.requires_grad and torch.is_grad_enabled()
-        gradients.append(torch.zeros_like(x, dtype=dtype) if wanted else None)
-    return gradients
+        zeros.append(torch.zeros_like(x, dtype=dtype) if wanted else None)
+    return zeros
+
+
+def _add_gradients(gradients, gradient, factor, rows, hidden, head):
+    """gradient, (n, V), is by scale * (h W^T + b); factor, (n, 1), multiplies its rows."""
+    gradient.mul_(factor * head.scale)
+    of_hidden, of_weight, of_bias = gradients
+    if of_hidden is not None:
+        of_hidden[rows] = gradient.to(hidden.dtype) @ head.weight
+    if of_weight is not None:
+        of_weight.addmm_(gradient.T, hidden[rows].to(gradient.dtype))
+    if of_bias is not None:
+        of_bias += gradient.sum(0)
 
 
 class PrecomputedGradients(torch.autograd.Function):
@@ -318,35 +320,31 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 def check(sides, weights, sampled, temperature, chunk_size, divergence, top_k) -> None:
     """Raises ValueError where the arguments of `_chunked_loss` do not fit together."""
     (hidden, head), (ids, sampled_logprobs, is_clip) = sides[0], sampled
-    given = {"weights": weights, "sampled_ids": ids, "sampled_logprobs": sampled_logprobs}
-    given = {name: x for name, x in given.items() if x is not None}
-    for name, x in given.items():
-        right = x.dtype == torch.int64 if name == "sampled_ids" else x.is_floating_point()
-        if x.shape != hidden.shape[:1] or not right:
-            raise ValueError(
-                f"{name} must be (N,) = ({len(hidden)},), ids int64 and all else floating, not {tuple(x.shape)} {x.dtype}"
-            )
-    sizes = [
-        f"hidden {tuple(x.shape)} {x.dtype}, head {tuple(w.weight.shape)} {w.weight.dtype}"
-        for x, w in sides
-    ]
-    for x, w in sides:
-        if x.ndim != 2 or w.weight.shape != (len(head.weight), x.shape[1]) or len(x) != len(hidden):
-            raise ValueError(
-                f"hidden must be (N, D), head (V, D), N and V those of the student: {sizes}"
-            )
-        if not {x.dtype, w.weight.dtype} <= DTYPES or wide_dtype(x) != wide_dtype(hidden):
-            raise ValueError(f"dtypes must be float32 or bfloat16, or all float64: {sizes}")
-        if w.bias is not None and w.bias.shape != w.weight.shape[:1]:
-            raise ValueError(f"bias must be (V,), not {tuple(w.bias.shape)}: {sizes}")
+    n, v = len(hidden), len(head.weight)
+    tensors = {"weights": (weights, (n,)), "sampled_ids": (ids, (n,))}
+    tensors["sampled_logprobs"] = sampled_logprobs, (n,)
+    for side, (x, w) in zip(("student", "teacher"), sides, strict=False):
+        tensors[f"{side}_hidden"] = x, (n, x.shape[-1])
+        tensors[f"{side}_head"] = w.weight, (v, x.shape[-1])
+        tensors[f"{side}_head.bias"] = w.bias, (v,)
         if not math.isfinite(w.scale) or (w.cap is not None and not 0 < w.cap < math.inf):
-            raise ValueError(f"scale must be finite, cap positive: {w.scale}, {w.cap}")
-        given |= {f"hidden {x.shape}": x, f"head {w.weight.shape}": w.weight, "bias": w.bias}
-    if len(devices := {x.device for x in given.values() if x is not None}) > 1:
-        raise ValueError(f"tensors on different devices: {devices}")
+            raise ValueError(f"{side}_head: scale must be finite, cap > 0: {w.scale}, {w.cap}")
+        if wide_dtype(x) != wide_dtype(hidden):
+            raise ValueError(f"student_hidden is {hidden.dtype}, teacher_hidden {x.dtype}")
+    for name, (x, shape) in tensors.items():
+        if x is None:
+            continue
+        if x.shape != shape:  # of heads cut both to the common vocabulary first
+            raise ValueError(f"{name} must be {shape}, not {tuple(x.shape)}")
+        if x.device != hidden.device:
+            raise ValueError(f"{name} is on {x.device}, student_hidden on {hidden.device}")
+        if x.dtype not in ((torch.int64,) if x is ids else FLOATS):
+            raise ValueError(f"{name} has the wrong dtype: {x.dtype}")
+    if divergence == "nll" and ids is None:
+        raise ValueError("nll_loss needs sampled_ids")
     if is_clip is not None and (ids is None or sampled_logprobs is None):
         raise ValueError("is_clip needs sampled_ids and sampled_logprobs")
-    if divergence not in (("nll",) if len(sides) == 1 else DIVERGENCES):
+    if divergence not in (DIVERGENCES if len(sides) == 2 else ["nll"]):
         raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, not {divergence!r}")
     positive = dict(temperature=temperature, chunk_size=chunk_size, is_clip=is_clip, top_k=top_k)
     for name, x in positive.items():

@@ -1,4 +1,4 @@
-"""The promises about the files themselves: the import graph is a star and each concept file works alone."""
+"""The promises about the files themselves: imports run one way and each concept file works alone."""
 
 import ast
 import os
@@ -10,7 +10,7 @@ import pytest
 
 from conftest import ROOT
 
-OURS = {"rollout", "verifiers", "peer_context", "loss", "mopd", "train", "tiny", "report", "analyze", "checkpoint", "parallel"}
+OURS = {"rollout", "verifiers", "peer_context", "loss", "mopd", "train", "tiny", "report", "analyze", "checkpoint", "parallel", "runtime"}
 ALONE = {
     "peer_context": """
 peers = peer_context.choose_peers([True, False, True], 0, n_success=2, n_failure=1)
@@ -45,14 +45,30 @@ def test_each_concept_file_works_copied_alone_into_an_empty_folder(name, tmp_pat
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ALONE)
-def test_concept_files_import_nothing_of_ours(name):
-    allowed = {"peer_context": set(), "verifiers": set(), "loss": {"torch"}, "rollout": {"torch", "transformers", "triton"}}[name]         # Triton comes with torch
+FAST = {"fast_loss": {"torch", "loss"}}
+
+
+def imports(path):
+    """The top-level names that a file imports, anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text("utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_concept_files_import_nothing_of_ours(name):
+    """Not from runtime/ either: it imports the concept files."""
+    allowed = {"peer_context": set(), "verifiers": set(), "loss": {"torch"}, "rollout": {"torch", "transformers", "triton"}}[name]         # Triton comes with torch
+    found = imports(ROOT / f"{name}.py")
     assert not found & OURS
     assert {module for module in found if module not in sys.stdlib_module_names} <= allowed
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_fast_files_import_the_plain_file_and_nothing_else_of_ours(name):
+    found = imports(ROOT / "runtime" / f"{name}.py")
+    assert {module for module in found if module not in sys.stdlib_module_names} == FAST[name]
