@@ -7,15 +7,16 @@
         "jsd"      KL(p || m) / 2 + KL(q || m) / 2,  m = (p + q) / 2
 
 The logits z = hidden @ head^T of all N tokens are N x V numbers, and D needs several such matrices.
-So, for each chunk of tokens: compute logits, divergence and (in closed form) the gradients, add them
-up, free the chunk. Unlike in the usual distillation loss there is no factor T^2, and top-k keeps all
-other tokens as one bucket. Read `naive_distill_loss` first: no chunks, gradients by autograd.
+So, for each chunk of tokens: compute logits, divergence and (in closed form) the gradients, add
+them up, free the chunk. Unlike in the usual distillation loss there is no factor T^2, and top-k
+keeps all other tokens as one bucket. Read `naive_distill_loss` first: no chunks, and autograd.
 
     out = distill_loss(student_hidden, student_head, teacher_hidden, teacher_head, weights)
     out.loss.backward()
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,7 +30,7 @@ CHUNK_SIZE = {"cpu": 256, "cuda": 1024}  # tokens; a GPU needs larger products t
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """An output layer: logits z = cap * tanh(scale * (h W^T + b) / cap); no cap: scale * (h W^T + b).
+    """An output layer with logits z = cap * tanh(scale * (h W^T + b) / cap); no tanh without cap.
 
     May go wherever a head matrix goes. Granite and Cohere have a scale, Gemma 2 a cap, Phi a bias.
     """
@@ -62,8 +63,8 @@ class Head:
 class DistillOutput:
     """`loss` is a scalar with a gradient; the others are (N,), detached, float32 or float64.
 
-    The log-probabilities are those of `sampled_ids` at the given temperature, over the full vocabulary
-    whatever `top_k`. None without `sampled_ids`; `nll_loss` has none of a teacher.
+    The log-probabilities are those of `sampled_ids` at the given temperature, over the whole
+    vocabulary whatever `top_k`. None without `sampled_ids`; `nll_loss` has none of a teacher.
     """
 
     loss: Tensor
@@ -90,16 +91,16 @@ def distill_loss(
     """sum_n weights[n] * D(student_n, teacher_n), holding a few chunk_size x V matrices at a time.
 
     student_hidden (N, D) and student_head (V, D), or a Head's weight and bias, receive gradients;
-    teacher_hidden (N, D') and teacher_head (V, D') do not. weights (N,) hold masks and normalisers: a
-    row of weight 0 gets its divergence and no gradient. Products run in the dtype of the hidden states
-    (float32, bfloat16, float64; autocast is ignored), all else in float32 (float64). A head of another
-    dtype is cast for the products; its gradient is not rounded. Backward can run once.
+    teacher_hidden (N, D') and teacher_head (V, D') do not. weights (N,) hold masks and normalisers:
+    a row of weight 0 gets its divergence and no gradient. Products run in the dtype of the hidden
+    states (float32, bfloat16, float64; autocast is ignored), all else in float32 (float64). A head
+    of another dtype is cast for the products; its gradient is not rounded. Backward can run once.
 
     top_k: compare the student's top_k tokens one by one and all others as one bucket.
     temperature: divides the logits of both sides.
     sampled_ids: (N,) int64, asks for their log-probabilities.
-    is_clip: multiply weights by min(exp(student_logprobs - sampled_logprobs), is_clip), a constant for
-        the gradient; sampled_logprobs (N,) are the sampler's.
+    is_clip: multiply weights by min(exp(student_logprobs - sampled_logprobs), is_clip), a constant
+        for the gradient; sampled_logprobs (N,) are the sampler's.
     chunk_size: tokens at a time, by default CHUNK_SIZE.
 
     Raises ValueError for arguments that do not fit together.
@@ -146,7 +147,7 @@ def naive_distill_loss(
     is_clip: float | None = None,
     chunk_size: int | None = None,
 ) -> DistillOutput:
-    """The oracle: all N x V logits at once, gradients by autograd. No checks; ignores chunk_size."""
+    """The oracle: all N x V logits at once, gradients by autograd. No checks, no chunks."""
     z = as_head(student_head).logits(student_hidden) / temperature  # (N, V)
     with torch.no_grad():
         z_teacher = as_head(teacher_head).logits(teacher_hidden) / temperature
@@ -197,8 +198,8 @@ def _chunked_loss(sides, weights, sampled, temperature, chunk_size, divergence, 
     return DistillOutput(loss, values[0], *([] if ids is None else values[1:]))
 
 
-def chunks(weights: Tensor, chunk_size: int | None):
-    """Row numbers, and whether to train: rows of weight 0 may hold NaN, and 0 * NaN is NaN."""
+def chunks(weights: Tensor, chunk_size: int | None) -> Iterator[tuple[Tensor, bool]]:
+    """Row numbers, and whether they train: rows of weight 0 may hold NaN, and 0 * NaN is NaN."""
     size = chunk_size or CHUNK_SIZE.get(weights.device.type, CHUNK_SIZE["cpu"])
     for rows, trained in ((weights.nonzero(), True), ((weights == 0).nonzero(), False)):
         for i in range(0, len(rows), size):
@@ -208,18 +209,18 @@ def chunks(weights: Tensor, chunk_size: int | None):
 def _differentiate(sides, ids, divergence, top_k):
     """D and each side's log p(ids), (1 + sides, n); dD / d(scale * (h W^T + b)), (n, V)."""
     z, *z_teacher = [head.logits(hidden) for hidden, head in sides]
-    picked = [0 if ids is None else x.gather(1, ids[:, None])[:, 0] for x in (z, *z_teacher)]
+    z_ids = [0 if ids is None else x.gather(1, ids[:, None])[:, 0] for x in (z, *z_teacher)]
     cap = sides[0][1].cap
     slope = None if cap is None else 1 - (z / cap).square_()  # of cap * tanh(x / cap)
     if divergence == "nll":
         gradient, log_z = _softmax(z)
         gradient.scatter_add_(1, ids[:, None], -torch.ones_like(z[:, :1]))  # p - onehot(id)
-        value, normalisers = log_z - picked[0], [log_z]
+        value, normalisers = log_z - z_ids[0], [log_z]
     elif top_k is None or top_k >= z.shape[1]:
         value, gradient, *normalisers = _compare(z, *z_teacher, divergence)
     else:
         value, gradient, *normalisers = _compare_top_k(z, *z_teacher, divergence, top_k)
-    logprobs = [x - log_z for x, log_z in zip(picked, normalisers, strict=True)]
+    logprobs = [x - log_z for x, log_z in zip(z_ids, normalisers, strict=True)]
     values = torch.stack([value, *logprobs]).to(z.dtype)
     return values, gradient if slope is None else gradient.mul_(slope)
 
@@ -245,7 +246,7 @@ def _compare(z, z_teacher, divergence):
 def _kl(p, a):
     """For a = log p - log r: KL(p || r) = sum p a, and its gradient by z, p (a - sum p a)."""
     value = a.mul_(p).sum(1)
-    return value, a.sub_(p.mul_(value[:, None]))
+    return value, a.sub_(p.mul_(value[:, None]))  # a is p a by now
 
 
 def _compare_top_k(z, z_teacher, divergence, top_k):
@@ -253,8 +254,9 @@ def _compare_top_k(z, z_teacher, divergence, top_k):
     top = z.topk(top_k, dim=1).indices  # the choice of tokens is not differentiated
     (few, within_bucket), (few_teacher, _) = _collapse(z, top), _collapse(z_teacher, top)
     value, gradient, *normalisers = _compare(few, few_teacher, divergence)
-    full = within_bucket.mul_(gradient[:, top_k:]).scatter_(1, top, gradient[:, :top_k])
-    return value, full, *normalisers
+    # the bucket's gradient reaches its tokens by their shares of it
+    gradient_of_all = within_bucket.mul_(gradient[:, top_k:]).scatter_(1, top, gradient[:, :top_k])
+    return value, gradient_of_all, *normalisers
 
 
 def _collapse(z, top):
@@ -334,12 +336,13 @@ def check(sides, weights, sampled, temperature, chunk_size, divergence, top_k) -
     for name, (x, shape) in tensors.items():
         if x is None:
             continue
-        if x.shape != shape:  # of heads cut both to the common vocabulary first
-            raise ValueError(f"{name} must be {shape}, not {tuple(x.shape)}")
+        if x.shape != shape:
+            advice = ": cut both heads to their common vocabulary" if "head" in name else ""
+            raise ValueError(f"{name} must be {shape}, not {tuple(x.shape)}{advice}")
         if x.device != hidden.device:
             raise ValueError(f"{name} is on {x.device}, student_hidden on {hidden.device}")
         if x.dtype not in ((torch.int64,) if x is ids else FLOATS):
-            raise ValueError(f"{name} has the wrong dtype: {x.dtype}")
+            raise ValueError(f"{name} has dtype {x.dtype}: ids are int64, all else one of {FLOATS}")
     if divergence == "nll" and ids is None:
         raise ValueError("nll_loss needs sampled_ids")
     if is_clip is not None and (ids is None or sampled_logprobs is None):

@@ -1,7 +1,7 @@
-"""The same functions as `loss.py` with the same results, faster: buffers are reused, passes run in place.
+"""The functions of `loss.py` with the same results, faster: buffers reused, passes in place.
 
-On a CPU the passes over the vocabulary go block by block through its cache; on CUDA they are compiled into
-three, and the first call takes seconds. `loss.py` says what is computed, and is the oracle of this file.
+On a CPU the passes over the vocabulary go block by block through its cache. On CUDA they are
+compiled into three, and the first call takes seconds. `loss.py` is the oracle.
 """
 
 import functools
@@ -95,7 +95,7 @@ def _chunked_loss(sides, weights, sampled, temperature, chunk_size, divergence, 
 
 
 def _buffer(buffers, name, shape, like):
-    """A matrix with arbitrary contents, allocated once and reused: fresh pages cost more than a pass."""
+    """A matrix of any contents, allocated once and reused: fresh pages cost more than a pass."""
     if buffers is None:  # compiled code has no use for them
         return torch.empty(shape, dtype=wide_dtype(like), device=like.device)
     if name not in buffers or len(buffers[name]) < shape[0]:
@@ -104,7 +104,7 @@ def _buffer(buffers, name, shape, like):
 
 
 def _product(hidden, weight, rows, buffers, name):
-    """hidden[rows] @ weight^T, (n, V), in hidden's dtype; the result in float32, on a GPU as it is."""
+    """hidden[rows] @ weight^T, (n, V), in hidden's dtype; on a CPU the result is then float32."""
     chunk = hidden[rows]
     if chunk.is_cuda:
         return chunk @ weight.T
@@ -155,7 +155,7 @@ def _differentiate(logits, outputs, tokens, options, dtype, buffers):
 
 @functools.cache
 def _compiled():
-    """`_differentiate` for a GPU: three passes over the vocabulary, not fifty; eager if nothing compiles."""
+    """`_differentiate` for a GPU: three passes over the vocabulary instead of fifty."""
 
     def eager(logits, outputs, tokens, options, dtype):
         logits = [x.to(wide_dtype(x)) for x in logits]
@@ -228,11 +228,10 @@ def _differentiate_in_place(logits, outputs, tokens, options, buffers):
 
 
 def _softmax(x, out):
-    """out = softmax(x) and, unless out is x, x = log softmax(x). Returns the row's maximum and the log
-    of its sum of exp(x - maximum).
+    """out = softmax(x) and, unless out is x, x = log softmax(x).
 
-    log in float64: a float32 rounding error here is added to every entry of log softmax, so that KL(p, p)
-    would not be 0.
+    Returns the maximum of each row and log sum exp(x - maximum). log in float64: a float32 rounding
+    error here is added to every entry of log softmax, and KL(p, p) would be 1e-7 instead of 0.
     """
     top = x.amax(1, keepdim=True)
     torch.exp(x.sub_(top), out=out)
@@ -247,8 +246,8 @@ def _softmax(x, out):
 def _compare(z, z_teacher, divergence, buffers):
     """Overwrites z by dD/dz and uses z_teacher up. Returns D and each side's pair from `_softmax`.
 
-    One exp per side and, for jsd, one log. A shift of the logits changes nothing, so that gradients are
-    p (a - sum p a).
+    One exp per side and, for jsd, one log. Adding a constant to a row of logits changes nothing, so
+    every gradient is of the form p (a - sum p a).
     """
     p, q, m = (_buffer(buffers, name, z.shape, z) for name in "pqm")
     norms = (_, log_z), (_, log_z_teacher) = _softmax(z, p), _softmax(z_teacher, q)
