@@ -9,8 +9,8 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import mopd
-from loss import distill_loss, nll_loss
 from runtime import parallel
+from runtime.fast_loss import distill_loss, nll_loss
 from runtime.models import head, product_dtype
 
 

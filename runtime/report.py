@@ -33,7 +33,8 @@ import mopd
 from runtime import parallel
 import peer_context
 import verifiers
-from loss import CHUNK_SIZE, distill_loss
+from loss import CHUNK_SIZE
+from runtime.fast_loss import distill_loss
 from runtime.fast_rollout import fused_norms
 from runtime.models import head, max_length
 

@@ -9,7 +9,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-OURS = {"rollout", "verifiers", "peer_context", "loss", "mopd", "train", "tiny", "report", "analyze", "runtime"}
+OURS = {"rollout", "verifiers", "math_answers", "sandbox", "peer_context", "loss", "mopd", "train"}
+OURS |= {"tiny", "analyze", "runtime"}
 ALONE = {
     "peer_context": """
 peers = peer_context.choose_peers([True, False, True], 0, n_success=2, n_failure=1)
@@ -73,6 +74,7 @@ def test_concept_files_import_nothing_of_ours(name):
     assert {module for module in found if module not in sys.stdlib_module_names} <= allowed
 
 
-def test_the_fast_sampler_imports_its_plain_file_and_nothing_else_of_ours():
-    found = imports(ROOT / "runtime" / "fast_rollout.py")
-    assert found & (OURS | {"triton"}) == {"rollout", "triton"}  # Triton comes with torch
+@pytest.mark.parametrize("name, others", [("rollout", {"triton"}), ("loss", set())])
+def test_a_fast_twin_imports_its_plain_file_and_nothing_else_of_ours(name, others):
+    found = imports(ROOT / "runtime" / f"fast_{name}.py")
+    assert found & (OURS | {"triton"}) == {name} | others  # Triton comes with torch
