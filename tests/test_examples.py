@@ -18,7 +18,7 @@ import one_step  # noqa: E402
 
 @pytest.fixture
 def student():
-    """(model, tokenizer): it knows the first 8 problems and answers each by a rule at random.
+    """(model, tokenizer): it knows the first 4 problems and answers each by a rule at random.
 
     Such a student needs seconds of training instead of the minute of the real warm-up.
     """
@@ -30,11 +30,11 @@ def student():
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
         tie_word_embeddings=True,
-        **(tiny.SMALL | dict(hidden_size=64, num_hidden_layers=2)),
+        **tiny.SMALL,
     )
     model = tiny.LlamaForCausalLM(config)
     texts = []
-    for row in tiny.problems("math", seed=0)[0][:8]:
+    for row in tiny.problems("math", seed=0)[0][:4]:
         a, word, b = re.fullmatch(r"Compute (\d+) (\w+) (\d+)\.", row["prompt"]).groups()
         for rule in tiny.RULES["math"]:
             turns = [
@@ -49,7 +49,7 @@ def student():
     rows = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
     # The end of the answer is a target, the padding behind it (the same token) is not.
     targets = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(60):
         model(input_ids=rows["input_ids"], labels=targets).loss.backward()
         optimizer.step()
@@ -59,10 +59,10 @@ def student():
 
 def test_one_step_prints_verdicts_the_teachers_prompt_the_loss_and_the_gradient(student, capsys):
     model, tokenizer = student
-    one_step.one_step(model, tokenizer)
+    one_step.one_step(model, tokenizer, problems=4, k=16)
     printed = capsys.readouterr().out
     verdicts = re.findall(r"^ [> ] \[\d+\] (right|wrong) ", printed, re.M)
-    assert len(verdicts) == 8 and set(verdicts) == {"right", "wrong"}
+    assert len(verdicts) == 16 and set(verdicts) == {"right", "wrong"}
     prompt = "\n".join(re.findall(r"^   \| (.*)$", printed, re.M))
     assert peer_context.SUCCESS in prompt and peer_context.FAILURE in prompt
     assert float(re.search(r"these tokens: (\S+)", printed)[1]) > 0
