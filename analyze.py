@@ -297,6 +297,9 @@ def preflight(run, attempts) -> dict:
     table = measure.measure(run, attempts)
     if s.layout == "auto":
         s.layout = measure.choose(table)
+        if s.method == "mopd" and not s.no_feedback:
+            table["feedback"] = measure.measure_feedback(run, attempts, s.layout)
+            s.no_feedback = measure.feedback_harms(table["feedback"])
     mopd.plan(attempts, method=s.method, peers=s.peers, feedback=not s.no_feedback, seed=s.seed_of(1))
     mopd.write_contexts(attempts, run.teacher, peer_tokens=s.peer_tokens, layout=s.layout,
                         longest=max_length(run.teacher.model))

@@ -1,12 +1,14 @@
-"""One step of Multi-Rollout On-Policy Distillation (MOPD, arXiv 2605.12652): multi-*rollout*, not multi-teacher.
+"""One step of Multi-Rollout On-Policy Distillation (MOPD, arXiv 2605.12652): multi-*rollout*, not
+multi-teacher.
 
     sample K rollouts per problem -> verify each -> choose peers and write what the teacher reads
     -> score every token with the student and with the teacher -> one gradient
 
     loss = sum_i sum_t w_it D( teacher(. | problem, peers_i, y_i<t) || student(. | problem, y_i<t) )
 
-D is the Jensen-Shannon divergence by default; w holds one normaliser for the whole step. The loss is a divergence,
-not a reward: it starts small and need not fall. `plan` is the one place where the methods differ.
+D is the Jensen-Shannon divergence by default; w holds one normaliser for the whole step. The loss
+is a divergence, not a reward: it starts small and need not fall. `plan` is the one place where the
+methods differ.
 
     attempts = sample(student, tokenizer, problems, k=8, task="math", ...)
     plan(attempts, method="mopd", peers="contrastive", ...)
@@ -30,11 +32,13 @@ import peer_context
 import rollout
 from peer_context import Peers
 from runtime import parallel
+from runtime.metrics import Sums, timed
 from runtime.models import (
     chat_ids,
     completion_text,
     head,
-    special_texts_broken_up,
+    plain_text,
+    product_dtype,
     stop_ids,
     student_ids,
 )
@@ -110,7 +114,8 @@ def make_teacher(kind, student, tokenizer, external=None, external_tokenizer=Non
         return Teacher(model, tokenizer, kind, rows)
     if tokenizer.get_vocab() != external_tokenizer.get_vocab():
         raise ValueError(
-            "the teacher's vocabulary differs from the student's: use a teacher with the same tokenizer"
+            "the teacher's vocabulary differs from the student's: "
+            "use a teacher with the same tokenizer"
         )
     rows = min(rows, len(head(external)))
     return Teacher(external.requires_grad_(False).eval(), external_tokenizer, "external", rows)
@@ -162,7 +167,8 @@ def sample(
     texts = [completion_text(tokenizer, ids) for ids in said]
     answers = [problems[g].answer for g, _ in flat]
     verdicts = verify_batch(task, texts, answers, workers=parallel.workers())
-    found = parallel.gather([(g, r, *more) for (g, r), *more in zip(flat, texts, verdicts)])
+    more = zip(flat, texts, verdicts, strict=True)
+    found = parallel.gather([(g, r, text, verdict) for (g, r), text, verdict in more])
     if seconds is not None:
         seconds["rollout"], seconds["verify"] = sampled - start, time.perf_counter() - sampled
     found.sort(key=lambda item: item[0])
@@ -183,12 +189,13 @@ def plan(attempts, *, method, peers="contrastive", feedback=True, seed=0) -> Non
     grpo   no teacher: weight = advantage, (r - group mean) / (group std + 1e-4)
     rft    no teacher: weight 1 for a success, 0 otherwise
     """
-    choose = functools.partial(peers_of, Step.of(attempts), seed=seed)
+    texts = [peer_context.strip_thinking(a.text) for a in attempts]
     for i, a in enumerate(attempts):
         if method in ("mopd", "sdpo"):
             kind = "sdpo" if method == "sdpo" else peers
-            a.peers = choose(i, kind)
-            like = a.peers if kind in SLOTS else choose(i, "contrastive")
+            a.peers = like = choose(attempts, texts, i, kind, seed)
+            if kind not in SLOTS:  # controls: feedback exactly where contrastive would show it
+                like = choose(attempts, texts, i, "contrastive", seed)
             helpless = not a.success and not like.successes
             a.feedback = a.verdict.feedback if helpless and (feedback or method == "sdpo") else ""
             a.weight = float(bool(a.peers.successes or a.peers.failures or a.feedback))
@@ -204,47 +211,34 @@ def plan(attempts, *, method, peers="contrastive", feedback=True, seed=0) -> Non
             raise ValueError(f"unknown method {method!r}: use {', '.join(METHODS)}")
 
 
-@dataclass
-class Step:
-    """What choosing peers needs to know of a step's attempts, as parallel lists."""
+def choose(attempts, texts: list[str], i: int, kind: str, seed) -> Peers:
+    """The peers of attempt i under one kind of context, as positions in the step.
 
-    group: list[int]
-    key: list[int]
-    correct: list[bool]
-    usable: list[bool]  # truncated rollouts and those without an answer are never shown
-    texts: list[str]
-
-    @classmethod
-    def of(cls, attempts) -> "Step":
-        texts = [peer_context.strip_thinking(a.text) for a in attempts]
-        usable = [a.rollout.stopped and bool(t) for a, t in zip(attempts, texts, strict=True)]
-        keys, correct = [a.problem.key for a in attempts], [a.success for a in attempts]
-        return cls([a.group for a in attempts], keys, correct, usable, texts)
-
-
-def peers_of(step: Step, i: int, kind: str, *, seed) -> Peers:
-    """The peers of attempt i under one kind of context, as positions in the step."""
-    seed = (seed, step.key[i])
-    shown = dict(usable=step.usable, texts=step.texts)
+    texts: what each attempt says. Truncated attempts and those that say nothing are never shown.
+    """
+    pool, groups = range(len(attempts)), [a.group for a in attempts]
+    if kind in SLOTS:
+        pool = [j for j in pool if groups[j] == groups[i]]
+    told = {
+        "correct": [attempts[j].success for j in pool],
+        "usable": [attempts[j].rollout.stopped and bool(texts[j]) for j in pool],
+        "texts": [texts[j] for j in pool],
+        "seed": (seed, attempts[i].problem.key),
+    }
     if kind not in SLOTS:
-        return peer_context.choose_control(kind, step.group, step.correct, i, **shown, seed=seed)
-    members = [j for j in range(len(step.group)) if step.group[j] == step.group[i]]
+        return peer_context.choose_control(kind, groups, i=i, **told)
     successes, failures = SLOTS[kind]
     chosen = peer_context.choose_peers(
-        [step.correct[j] for j in members],
-        members.index(i),
-        n_success=successes,
-        n_failure=failures,
-        seed=seed,
-        **{name: [values[j] for j in members] for name, values in shown.items()},
+        i=pool.index(i), n_success=successes, n_failure=failures, **told
     )
-    return Peers(*(tuple(members[j] for j in part) for part in (chosen.successes, chosen.failures)))
+    return Peers(*(tuple(pool[j] for j in part) for part in (chosen.successes, chosen.failures)))
 
 
 def write_contexts(
     attempts, teacher: Teacher, *, peer_tokens: int, longest: int, layout: str = "turn"
 ) -> dict[str, int]:
-    """Fill in teacher_text and teacher_ids of attempts with a weight; returns counts of cuts and tokens.
+    """Fill in teacher_text and teacher_ids of attempts with a weight; returns counts of cuts and
+    tokens.
 
     layout: how the peers are written, see peer_context.teacher_messages. Each peer is cut to
     `peer_tokens` (head and tail kept). While prompt and completion exceed `longest` tokens, a peer
@@ -260,7 +254,7 @@ def write_contexts(
         if not a.weight:
             continue
         successes, failures = list(a.peers.successes), list(a.peers.failures)
-        feedback = special_texts_broken_up(teacher.tokenizer, a.feedback)
+        feedback = plain_text(teacher.tokenizer, a.feedback)
         counts["peers_shortened"] += sum(bodies[j][1] for j in successes + failures)
         bare = not (successes or failures or feedback)
         while True:
@@ -293,12 +287,14 @@ def write_contexts(
 
 
 def peer_body(text: str, tokenizer, budget: int) -> tuple[str, bool]:
-    """(an attempt as a peer: thoughts removed, special tokens broken up, at most `budget` tokens; whether it was cut)."""
+    """(an attempt as a peer: thoughts removed, special tokens broken up, at most `budget` tokens;
+    whether it was cut).
+    """
 
     def encode(part):
         return tokenizer(part, add_special_tokens=False)["input_ids"]
 
-    text = special_texts_broken_up(tokenizer, peer_context.strip_thinking(text))
+    text = plain_text(tokenizer, peer_context.strip_thinking(text))
     return peer_context.shorten(text, budget, encode, tokenizer.decode)
 
 
@@ -335,7 +331,8 @@ def microbatches(attempts, budget: int, size=longer_tokens) -> list[list[Attempt
 
 
 def hidden_states(model, prompts, completions) -> torch.Tensor:
-    """Final hidden states (N, D) at the positions that predict the completion tokens, row after row.
+    """Final hidden states (N, D) at the positions that predict the completion tokens, row after
+    row.
 
     prompts, completions: lists of B lists of token ids; N counts all completion tokens. Right
     padding: with causal attention no real token sees it, and every row keeps positions 0, 1, 2, ...
@@ -345,18 +342,12 @@ def hidden_states(model, prompts, completions) -> torch.Tensor:
     predicts = torch.zeros(ids.shape, dtype=torch.bool)
     for n, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         ids[n, : len(row)] = torch.tensor(row)
-        # The token at t is predicted at t - 1: from the last prompt token to the one before the end.
+        # The token at t is predicted at t - 1: from the last prompt token to the one before the
+        # end.
         predicts[n, len(prompt) - 1 : len(row) - 1] = True
     device = head(model).device
     states = model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state
     return product_dtype(states[predicts.to(device)])
-
-
-def product_dtype(hidden: torch.Tensor) -> torch.Tensor:
-    """Autocast leaves the last norm's output in float32; cast it, or the product with the head runs in float32."""
-    kind = hidden.device.type
-    enabled = torch.is_autocast_enabled(kind)
-    return hidden.to(torch.get_autocast_dtype(kind)) if enabled else hidden
 
 
 @dataclass(frozen=True)
@@ -384,7 +375,8 @@ def backward(
     seconds: dict | None = None,
     parts: Parts = Parts(),  # noqa: B008 (frozen)
 ) -> dict:
-    """Accumulate the gradient of the step's loss into the student's parameters; returns metrics (None: undefined).
+    """Accumulate the gradient of the step's loss into the student's parameters; returns metrics
+    (None: undefined).
 
     The normaliser is computed once per step, before the first backward pass, so the gradient does
     not depend on the micro-batches: "token" counts every completion token alike, "sequence" every
@@ -454,8 +446,11 @@ def teacher_hidden(teacher: Teacher, batch, budget: int, autocast, parts: Parts)
 
 
 def targets_of(batch, total: int, reduction: str, device) -> tuple[torch.Tensor, ...]:
-    """(sampled ids, their log-probabilities when sampled, weights), (N,) each, for a micro-batch."""
-    share = {"token": lambda a: a.weight / total, "sequence": lambda a: a.weight / total / len(a.rollout.ids)}
+    """(sampled ids, their log-probabilities when sampled, weights) of a micro-batch, (N,) each."""
+    share = {
+        "token": lambda a: a.weight / total,
+        "sequence": lambda a: a.weight / total / len(a.rollout.ids),
+    }
     weights = [share[reduction](a) for a in batch for _ in a.rollout.ids]
     ids = [t for a in batch for t in a.rollout.ids]
     sampled = [x for a in batch for x in a.rollout.logprobs]
@@ -463,7 +458,9 @@ def targets_of(batch, total: int, reduction: str, device) -> tuple[torch.Tensor,
 
 
 def student_loss(student, teacher: Teacher, batch, read, targets, options: dict, parts: Parts):
-    """(loss, the loss function's output) of a micro-batch; `read`: the teacher's hidden states or None."""
+    """(loss, the loss function's output) of a micro-batch; `read`: the teacher's hidden states or
+    None.
+    """
     ids, sampled, weights = targets
     prompts, completions = [a.rollout.prompt_ids for a in batch], [a.rollout.ids for a in batch]
     hidden, matrix = parts.hidden_states(student, prompts, completions), head(student)
@@ -475,47 +472,3 @@ def student_loss(student, teacher: Teacher, batch, read, targets, options: dict,
         its = head(teacher.model)[rows]
         out = parts.distill_loss(hidden, matrix[rows], read, its, weights, **options)
     return out.loss, out
-
-
-class Sums:
-    """What the metrics of a step are made of, added up over micro-batches and processes."""
-
-    def __init__(self):
-        self.loss = self.tokens = self.gap = self.lead = self.stops = self.stop_lead = 0.0
-
-    def add(self, batch, out, targets) -> None:
-        self.loss += out.loss.item()
-        if not batch[0].weight:  # padding of the list of micro-batches
-            return
-        self.tokens += len(targets[0])
-        self.gap += (out.student_logprobs - targets[1]).abs().sum().item()
-        if getattr(out, "teacher_logprobs", None) is not None:
-            ratio = out.teacher_logprobs - out.student_logprobs
-            lasts = torch.tensor([len(a.rollout.ids) for a in batch]).cumsum(0) - 1
-            lasts = lasts[torch.tensor([a.rollout.stopped for a in batch])].to(ratio.device)
-            self.lead += ratio.sum().item()
-            self.stops += len(lasts)
-            self.stop_lead += ratio[lasts].sum().item()
-
-    def metrics(self, teaches: bool) -> dict:
-        values = parallel.total(
-            [self.loss, self.tokens, self.gap, self.lead, self.stops, self.stop_lead]
-        )
-        value, tokens, gap, lead, stops, stop_lead = values
-        return {
-            "loss": value,
-            "sampler_gap": gap / tokens if tokens else None,
-            "scored_tokens": int(tokens),
-            "teacher_gap": lead / tokens if tokens and teaches else None,
-            "stop_gap": stop_lead / stops if stops else None,
-        }
-
-
-@contextlib.contextmanager
-def timed(seconds: dict, name: str, model):
-    """Add the time of the block to seconds[name]; a GPU is waited for, or the next block would show its work."""
-    start = time.perf_counter()
-    yield
-    if head(model).device.type == "cuda":
-        torch.cuda.synchronize(head(model).device)
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start

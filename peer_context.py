@@ -1,20 +1,23 @@
-"""Choose the peers of a rollout and write what the teacher reads. Standard library only; knows nothing of models.
+"""Choose the peers of a rollout and write what the teacher reads. Standard library only; knows
+nothing of models.
 
-MOPD scores rollout i of a problem with a teacher that has read the student's *other* attempts at the same problem:
+MOPD scores rollout i of a problem with a teacher that has read the student's *other* attempts at
+the same problem:
 
-    context_i = problem + successes (correct peers) + failure (a wrong peer) + "solve the original problem"
+    context_i = problem + successes (correct peers) + failure (a wrong peer) + "solve the original
+    problem"
 
-**positive** contexts hold successes only, **contrastive** ones a failure too (arXiv 2605.12652, sections on positive
-peer imitation and contrastive success-failure conditioning). Differences from the authors' code: successes are drawn at
-random instead of in the order of the batch, and a peer with the same text as the rollout or as another peer is the last
-choice. The wording is ours.
+**positive** contexts hold successes only, **contrastive** ones a failure too (arXiv 2605.12652,
+sections on positive peer imitation and contrastive success-failure conditioning). Differences from
+the authors' code: successes are drawn at random instead of in the order of the batch, and a peer
+with the same text as the rollout or as another peer is the last choice. The wording is ours.
 
     peers = choose_peers([True, False, True, True], 0, n_success=2, n_failure=1, seed=7)
     text = teacher_prompt(problem, successes=[texts[j] for j in peers.successes],
                           failures=[texts[j] for j in peers.failures])
 
-`teacher_prompt` writes the paper's layout, one user turn; `teacher_turns` the same as turns of a conversation.
-"""
+`teacher_prompt` writes the paper's layout, one user turn; `teacher_turns` the same as turns of a
+conversation."""
 
 import random
 from dataclasses import dataclass
@@ -24,46 +27,68 @@ ANOTHER_SUCCESS = "\n\nAnother correct solution to this problem:\n\n"
 FAILURE = "\n\nAn incorrect attempt at this problem, whose mistake must not be repeated:\n\n"
 FEEDBACK = "\n\nWhat was wrong with your own earlier attempt:\n\n"
 INSTRUCTION = "\n\nNow solve the original problem correctly, in the required form."
-# The same as turns of a conversation. The attempt that the feedback is about is never shown (the teacher is about to
-# score it), so it must not be taken for the one above.
+# The same as turns of a conversation. The attempt that the feedback is about is never shown (the
+# teacher is about to score it), so it must not be taken for the one above.
 RIGHT, WRONG = "That is right. ", "That is wrong. "
 TURN_FEEDBACK = "\n\nWhat was wrong with another attempt of yours, which is not shown here:\n\n"
 LAYOUTS = ("turn", "turns")
-# What a completion says when it has learnt to speak of peers that its reader never saw. Left out, because ordinary
-# answers say it too: "the other solution" (of an equation), "the given solution" (in a flask), "the original problem".
-LEAK_PHRASES = ("correct solution to this problem", "previous solution", "earlier solution", "reference solution",
-                "previous attempt", "earlier attempt", "failed attempt", "failed solution", "incorrect attempt",
-                "mistake must not be repeated", "another attempt of yours", "that is right.", "that is wrong.")
+# What a completion says when it has learnt to speak of peers that its reader never saw. Left out,
+# because ordinary answers say it too: "the other solution" (of an equation), "the given solution"
+# (in a flask), "the original problem".
+LEAK_PHRASES = (
+    "correct solution to this problem",
+    "previous solution",
+    "earlier solution",
+    "reference solution",
+    "previous attempt",
+    "earlier attempt",
+    "failed attempt",
+    "failed solution",
+    "incorrect attempt",
+    "mistake must not be repeated",
+    "another attempt of yours",
+    "that is right.",
+    "that is wrong.",
+)
 
 
 @dataclass(frozen=True)
 class Peers:
     """Positions in the group: the peers shown as successes and those shown as failures."""
+
     successes: tuple[int, ...]
     failures: tuple[int, ...]
-    empty: int = 0                  # slots that a control could not fill
+    empty: int = 0  # slots that a control could not fill
 
 
 def choose_peers(correct, i, *, n_success, n_failure, usable=None, texts=None, seed=0) -> Peers:
-    """The peers of rollout `i` from its group: up to n_success correct and n_failure wrong ones, never i itself.
+    """The peers of rollout `i` from its group: up to n_success correct and n_failure wrong ones,
+    never i itself.
 
-    correct: K booleans, the verdicts. usable: K booleans, False for rollouts that may not be shown (a truncated one is
-    neither a success nor a failure); default all. texts: K strings; a text equal to that of i or of a peer already
-    chosen fills a slot only when nothing else can. Slots that cannot be filled stay empty.
+    correct: K booleans, the verdicts. usable: K booleans, False for rollouts that may not be shown
+    (a truncated one is neither a success nor a failure); default all. texts: K strings; a text
+    equal to that of i or of a peer already chosen fills a slot only when nothing else can. Slots
+    that cannot be filled stay empty.
 
-    `seed` fixes one random order of the group's successes and one of its failures; every rollout takes the first of
-    them that it may. So each rollout's peers are a uniform draw, and most rollouts of a group read the same peers,
-    which the teacher then reads only once. Use another seed for each run, step and problem, e.g. the tuple of them.
-    Raises ValueError for an index outside the group or lists of different lengths.
+    `seed` fixes one random order of the group's successes and one of its failures; every rollout
+    takes the first of them that it may. So each rollout's peers are a uniform draw, and most
+    rollouts of a group read the same peers, which the teacher then reads only once. Use another
+    seed for each run, step and problem, e.g. the tuple of them. Raises ValueError for an index
+    outside the group or lists of different lengths.
     """
     usable = [True] * len(correct) if usable is None else usable
     texts = list(range(len(correct))) if texts is None else texts
     if not 0 <= i < len(correct) or not len(correct) == len(usable) == len(texts):
-        raise ValueError(f"choose_peers: i={i}, {len(correct)} verdicts, {len(usable)} usable, {len(texts)} texts")
+        raise ValueError(
+            f"choose_peers: i={i}, {len(correct)} verdicts, {len(usable)} usable, "
+            f"{len(texts)} texts"
+        )
 
     def others(verdict):
         order = [j for j in range(len(correct)) if usable[j] and bool(correct[j]) is verdict]
-        random.Random(repr((seed, verdict))).shuffle(order)     # before i is left out: the order is the whole group's
+        random.Random(repr((seed, verdict))).shuffle(
+            order
+        )  # before i is left out: the order is the whole group's
         return [j for j in order if j != i]
 
     successes = distinct_first(others(True), n_success, texts, taken=[texts[i]])
@@ -72,7 +97,9 @@ def choose_peers(correct, i, *, n_success, n_failure, usable=None, texts=None, s
 
 
 def distinct_first(order, n, texts, *, taken=()) -> tuple[int, ...]:
-    """The first n of `order`, where those whose text has come before (or is in `taken`) go to the end."""
+    """The first n of `order`, where those whose text has come before (or is in `taken`) go to the
+    end.
+    """
     seen, fresh, repeats = set(taken), [], []
     for j in order:
         (repeats if texts[j] in seen else fresh).append(j)
@@ -88,39 +115,50 @@ def draw(candidates, n, texts, rng, *, taken=()) -> tuple[int, ...]:
 
 
 def choose_control(kind, group, correct, i, *, usable, texts, seed=0) -> Peers:
-    """Peers of rollout `i` under a matched-budget control: the slots that contrastive would fill, filled differently.
+    """Peers of rollout `i` under a matched-budget control: the slots that contrastive would fill,
+    filled differently.
 
-    All lists run over the whole step (S rollouts): group names each rollout's problem, the other arguments are as for
-    choose_peers, and so are the positions in the answer. Slots that cannot be filled stay empty, counted in `empty`.
-    "random": same slots and labels, drawn from the group whatever the verdict. "unrelated": every slot a success of
-    another problem, labelled a success. "success_only": the failure slot becomes one more success of the same problem.
-    """
-    mates = [j for j in range(len(correct)) if group[j] == group[i]]
-    pick = lambda values: [values[j] for j in mates]
-    like = choose_peers(pick(correct), mates.index(i), n_success=2, n_failure=1, usable=pick(usable), texts=pick(texts),
-                        seed=seed)
+    All lists run over the whole step (S rollouts): group names each rollout's problem, the other
+    arguments are as for choose_peers, and so are the positions in the answer. Slots that cannot be
+    filled stay empty, counted in `empty`. "random": same slots and labels, drawn from the group
+    whatever the verdict. "unrelated": every slot a success of another problem, labelled a success.
+    "success_only": the failure slot becomes one more success of the same problem."""
+    members = [j for j in range(len(correct)) if group[j] == group[i]]
+    like = choose_peers(
+        [correct[j] for j in members],
+        members.index(i),
+        n_success=2,
+        n_failure=1,
+        usable=[usable[j] for j in members],
+        texts=[texts[j] for j in members],
+        seed=seed,
+    )
     slots = len(like.successes) + len(like.failures)
-    rng = random.Random(repr((seed, mates.index(i), kind)))        # not i, which depends on the order of the problems
-    others = [j for j in mates if j != i and usable[j]]
+    # Not i itself, which depends on the order of the problems in the step.
+    rng = random.Random(repr((seed, members.index(i), kind)))
+    others = [j for j in members if j != i and usable[j]]
     if kind == "random":
         chosen = draw(others, slots, texts, rng, taken=[texts[i]])
-        return Peers(chosen[:len(like.successes)], chosen[len(like.successes):])
+        return Peers(chosen[: len(like.successes)], chosen[len(like.successes) :])
     if kind == "unrelated":
-        strangers = [j for j in range(len(correct)) if group[j] != group[i] and usable[j] and correct[j]]
-        chosen = draw(strangers, slots, texts, rng, taken=[texts[i]])
+        outside = [j for j in range(len(correct)) if group[j] != group[i]]
+        candidates = [j for j in outside if usable[j] and correct[j]]
     elif kind == "success_only":
-        chosen = draw([j for j in others if correct[j]], slots, texts, rng, taken=[texts[i]])
+        candidates = [j for j in others if correct[j]]
     else:
         raise ValueError(f"unknown control {kind!r}: use random, unrelated or success_only")
+    chosen = draw(candidates, slots, texts, rng, taken=[texts[i]])
     return Peers(chosen, (), slots - len(chosen))
 
 
 def teacher_prompt(problem, *, successes=(), failures=(), feedback="") -> str:
-    """The text of the one user turn that the teacher reads: problem, successes, failures, feedback, instruction.
+    """The text of the one user turn that the teacher reads: problem, successes, failures, feedback,
+    instruction.
 
-    Everything stays inside this turn: peers added after the chat template has closed it would be read as the model's
-    own words or as another turn. Without peers and feedback it is the bare problem, so that the teacher's context and
-    the student's are the same. Chains of thought are removed from the peers (see `strip_thinking`).
+    Everything stays inside this turn: peers added after the chat template has closed it would be
+    read as the model's own words or as another turn. Without peers and feedback it is the bare
+    problem, so that the teacher's context and the student's are the same. Chains of thought are
+    removed from the peers (see `strip_thinking`).
     """
     parts = [problem]
     for n, text in enumerate(successes):
@@ -133,25 +171,32 @@ def teacher_prompt(problem, *, successes=(), failures=(), feedback="") -> str:
 
 
 def teacher_turns(problem, *, successes=(), failures=(), feedback="") -> list[dict[str, str]]:
-    """What the teacher reads as turns of a conversation: [{"role": "user" or "assistant", "content": text}, ...].
+    """What the teacher reads as turns of a conversation: [{"role": "user" or "assistant",
+    "content": text}, ...].
 
-    Each peer is an exchange: the problem as the user's turn, the attempt as the assistant's; its verdict opens the
-    user turn that follows. Failures come first, so that the last thing read is a success. The problem stands at the
-    end once more, with the feedback on the rollout that is scored, if there is any. Roles alternate, and a chat template
-    sees only what it was made for. A small model follows its own kind of turns better than a description of them in one
-    turn, at the cost of one more copy of the problem for every peer. Without peers and feedback: the bare problem.
+    Each peer is an exchange: the problem as the user's turn, the attempt as the assistant's; its
+    verdict opens the user turn that follows. Failures come first, so that the last thing read is a
+    success. The problem stands at the end once more, with the feedback on the rollout that is
+    scored, if there is any. Roles alternate, and a chat template sees only what it was made for. A
+    small model follows its own kind of turns better than a description of them in one turn, at the
+    cost of one more copy of the problem for every peer. Without peers and feedback: the bare
+    problem.
     """
     messages, verdict = [], ""
     for text, after in [(text, WRONG) for text in failures] + [(text, RIGHT) for text in successes]:
-        messages += [{"role": "user", "content": verdict + problem},
-                     {"role": "assistant", "content": strip_thinking(text)}]
+        messages += [
+            {"role": "user", "content": verdict + problem},
+            {"role": "assistant", "content": strip_thinking(text)},
+        ]
         verdict = after
     told = TURN_FEEDBACK + feedback if feedback else ""
     return [*messages, {"role": "user", "content": verdict + problem + told}]
 
 
 def teacher_messages(layout, problem, **peers) -> list[dict[str, str]]:
-    """The conversation that the teacher reads in a layout: "turn" (`teacher_prompt`) or "turns" (`teacher_turns`)."""
+    """The conversation that the teacher reads in a layout: "turn" (`teacher_prompt`) or "turns"
+    (`teacher_turns`).
+    """
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}: use {', '.join(LAYOUTS)}")
     if layout == "turns":
@@ -160,15 +205,19 @@ def teacher_messages(layout, problem, **peers) -> list[dict[str, str]]:
 
 
 def readable(messages) -> str:
-    """A conversation as a text to look at: the turn itself where there is one, else each turn under its role."""
+    """A conversation as a text to look at: the turn itself where there is one, else each turn under
+    its role.
+    """
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
 
 
 def strip_thinking(text) -> str:
-    """The text without `<think>…</think>`, without what precedes a lone `</think>` and follows a lone `<think>`."""
-    while "<think>" in text or "</think>" in text:         # again: removing one pair can make another
+    """The text without `<think>…</think>`, without what precedes a lone `</think>` and follows a
+    lone `<think>`.
+    """
+    while "<think>" in text or "</think>" in text:  # again: removing one pair can make another
         kept, (*closed, rest) = "", text.split("</think>")
         for piece in closed:
             before, opened, _ = piece.partition("<think>")
@@ -183,12 +232,14 @@ def leaks(text) -> bool:
 
 
 def shorten(text, budget, encode, decode) -> tuple[str, bool]:
-    """(text, False) when it has at most `budget` tokens, else (its first and last tokens around a mark, True).
+    """(text, False) when it has at most `budget` tokens, else (its first and last tokens around a
+    mark, True).
 
-    encode: text to token ids; decode: the reverse. The tail is kept because that is where the answer stands.
+    encode: text to token ids; decode: the reverse. The tail is kept because that is where the
+    answer stands.
     """
     ids = encode(text)
     if len(ids) <= budget:
         return text, False
     head = budget // 2
-    return decode(ids[:head]) + "\n[...]\n" + decode(ids[len(ids) - (budget - head):]), True
+    return decode(ids[:head]) + "\n[...]\n" + decode(ids[len(ids) - (budget - head) :]), True

@@ -41,7 +41,7 @@ CHAT = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% e
         "{% if add_generation_prompt %}<|assistant|>{% endif %}")
 END = "<|end|>"
 SMALL = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4)
-WARM_UP = dict(steps=500, batch=48, lr=3e-3)
+WARM_UP = dict(steps=500, batch=48, lr=3e-3, layout="turn")       # the layout of peers that it learns to read
 PEER_WEIGHT = 0.3
 
 
@@ -160,6 +160,8 @@ def build_tokenizer(task, instruction, verify) -> PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()
     fixed = [peer_context.SUCCESS, peer_context.ANOTHER_SUCCESS, peer_context.FAILURE, peer_context.FEEDBACK,
              peer_context.INSTRUCTION, instruction]
+    if WARM_UP["layout"] == "turns":
+        fixed += [peer_context.RIGHT, peer_context.WRONG, peer_context.TURN_FEEDBACK]
     names, values = list(RULES[task]), operands(task)[0][0]
     if task == "code":
         names = [part for name in names for part in name.split("{c}") if part]
@@ -179,8 +181,8 @@ def build_tokenizer(task, instruction, verify) -> PreTrainedTokenizerFast:
 
 # --- the warm-up ---
 
-def warm_up_example(task, verify, rng) -> tuple[str, str, list[str], list[bool]]:
-    """One example: (problem, user turn, the completion of every rule, which rules the peers leave possible).
+def warm_up_example(task, verify, rng) -> tuple[str, list[dict], list[str], list[bool]]:
+    """One example: (problem, conversation, the completion of every rule, which rules the peers leave possible).
 
     Word, operands and true meaning are random; up to two successes and three failures, now and then about another word
     (then they say nothing about this one), and now and then the verifier's feedback on a wrong attempt.
@@ -199,10 +201,11 @@ def warm_up_example(task, verify, rng) -> tuple[str, str, list[str], list[bool]]
         feedback = feedback_on(task, own, values, verify)
         ruled_out |= {seen[own]} if task != "tool" else set()       # there it is the same for every wrong action
     text = problem(task, word, values)
-    user = peer_context.teacher_prompt(text, successes=shown[0], failures=shown[1], feedback=feedback)
+    messages = peer_context.teacher_messages(WARM_UP["layout"], text, successes=shown[0], failures=shown[1],
+                                             feedback=feedback)
     told = successes and subject == word
     possible = [rule in right if told else seen[rule] not in ruled_out for rule in seen]
-    return text, user, [completion(task, word, rule, values) for rule in seen], possible
+    return text, messages, [completion(task, word, rule, values) for rule in seen], possible
 
 
 @functools.lru_cache(maxsize=None)
@@ -222,8 +225,8 @@ def warm_up_batch(task, tokenizer, instruction, verify, size, rng) -> list[tuple
     """
     examples = [warm_up_example(task, verify, rng) for _ in range(size)]
     system = {"role": "system", "content": instruction}
-    prompts = [tokenizer.apply_chat_template([system, {"role": "user", "content": user}], tokenize=False,
-                                             add_generation_prompt=True) for _, user, _, _ in examples]
+    prompts = [tokenizer.apply_chat_template([system, *messages], tokenize=False, add_generation_prompt=True)
+               for _, messages, _, _ in examples]
     encoded = iter(tokenizer([text for prompt, (text, _, completions, _) in zip(prompts, examples)
                               for text in (prompt, text, *completions)], add_special_tokens=False)["input_ids"])
     rows, user_token = [], tokenizer.convert_tokens_to_ids("<|user|>")

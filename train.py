@@ -33,8 +33,10 @@ import tiny
 import verifiers
 from runtime.checkpoint import append
 from loss import DIVERGENCES
-from rollout import fused_norms, generate, rows_in_memory
+import rollout
 from runtime import data, fast_scoring, measure
+from runtime.fast_rollout import fused_norms, generate, rows_in_memory
+from runtime.metrics import describe
 from runtime.models import layouts_of, load_model, max_length, student_ids
 
 
@@ -80,7 +82,7 @@ class Settings:
     weight_decay: float = option(0.01, "AdamW's weight decay")
     grad_clip: float = option(None, "largest norm of the gradient")
     micro_tokens: int = option(None, "tokens, padding included, that go through the model at once in scoring")
-    plain: bool = option(False, "the plain loss and scoring instead of the fast ones in runtime/, to check them")
+    plain: bool = option(False, "the plain sampler, loss and scoring instead of the fast ones in runtime/, to check these")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
     eval_every: int = option(None, "steps between evaluations")
     eval_problems: int = option(None, "problems of an evaluation, at most")
@@ -306,12 +308,11 @@ def batch_of(problems, step, settings) -> list[mopd.Problem]:
 def sample(run, problems, *, k, **options):
     """(attempts, retries): mopd.sample with as many rollouts at once as there is memory for."""
     longest = max(len(student_ids(run.tokenizer, p)) for p in problems) + run.settings.max_new_tokens
-    config = run.student.config.get_text_config(decoder=True)
     work = lambda rows: mopd.sample(run.student, run.tokenizer, problems, k=k, task=run.settings.task, max_rows=rows,
                                     max_new_tokens=run.settings.max_new_tokens, autocast=run.autocast,
-                                    generate=generate, **options)
+                                    generate=rollout.generate if run.settings.plain else generate, **options)
     with run.autocast():                                    # which halves the cache
-        rows = min(len(problems) * k, rows_in_memory(run.student, config, longest))
+        rows = min(len(problems) * k, rows_in_memory(run.student, longest))
     return checkpoint.within_memory(work, rows, fits=run.fits, alone=lambda rows: rows == 1, name="generating rollouts")
 
 
@@ -403,7 +404,7 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)           # its memory is the next rollouts'
         run.teacher.update(run.student, s.ema_rate)
-    return {"step": step, **metrics, **report.describe(attempts), **cuts, "oom_retries": retries + more,
+    return {"step": step, **metrics, **describe(attempts), **cuts, "oom_retries": retries + more,
             "grad_norm": grad_norm, "lr": lr,
             "seconds": {name: round(value, 4) for name, value in seconds.items()}}, attempts, view
 

@@ -5,6 +5,7 @@ in one process, forward and backward, median and range; memory, on a CPU, in a f
 an idle machine: other load hits many short parallel operations, such as ours, hardest (OMP_NUM_THREADS=1 avoids that).
 
     python benchmarks/bench_loss.py                                                    # two minutes or more on a CPU
+    python benchmarks/bench_loss.py --plain                                            # loss.py, not runtime/fast_loss.py
     python benchmarks/bench_loss.py --device cuda --dtype bfloat16 --tokens 8192 --hidden 2048 --vocab 151936
 """
 
@@ -23,7 +24,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from loss import distill_loss, naive_distill_loss
+import loss as plain_loss
+from runtime import fast_loss
 
 
 def make_inputs(a):
@@ -36,8 +38,13 @@ def make_inputs(a):
     return hidden, head, teacher_hidden, head.detach().clone(), torch.full((a.tokens,), 1 / a.tokens, device=a.device)
 
 
-def run_ours(a, inputs, *, loss=distill_loss, **options):
-    loss(*inputs, chunk_size=a.chunk_size, **options).loss.backward()
+def run_ours(a, inputs, **options):
+    distill_loss = plain_loss.distill_loss if a.plain else fast_loss.distill_loss
+    distill_loss(*inputs, chunk_size=a.chunk_size, **options).loss.backward()
+
+
+def run_naive(a, inputs, **options):
+    plain_loss.naive_distill_loss(*inputs, **options).loss.backward()
 
 
 def run_liger(a, inputs, *, compiled):
@@ -65,12 +72,12 @@ def run_products(a, inputs, buffers={}):
 
 CONTENDERS = {
     "ours": run_ours,
-    "naive": partial(run_ours, loss=naive_distill_loss),
+    "naive": run_naive,
     "liger": partial(run_liger, compiled=True),
     "liger-eager": partial(run_liger, compiled=False),
     "products": run_products,
     "ours-top-k": lambda a, x: run_ours(a, x, top_k=a.top_k),
-    "naive-top-k": lambda a, x: run_ours(a, x, loss=naive_distill_loss, top_k=a.top_k),
+    "naive-top-k": lambda a, x: run_naive(a, x, top_k=a.top_k),
 }
 PAIRS = [("ours", "products"), ("ours", "liger"), ("ours", "liger-eager"), ("ours", "naive"),
          ("ours-top-k", "ours"), ("ours-top-k", "naive-top-k")]
@@ -145,6 +152,7 @@ def read_arguments():
     p.add_argument("--top-k", type=int, default=100)
     p.add_argument("--chunk-size", type=int, help="of ours and Liger's (default 256 on a CPU, 1024 on a GPU)")
     p.add_argument("--pairs", type=int, default=5)
+    p.add_argument("--plain", action="store_true", help="ours is loss.py, not runtime/fast_loss.py")
     p.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), help="who to measure")
     p.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     a = p.parse_args()
@@ -165,7 +173,7 @@ def main():
         names -= {"liger", "liger-eager"}
     where = torch.cuda.get_device_name() if a.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{a.tokens} tokens, hidden {a.hidden}, vocabulary {a.vocab}, {a.dtype}, chunks of {a.chunk_size}, {where}, "
-          f"torch {torch.__version__}; jsd, forward + backward, {a.pairs} pairs: median (range)")
+          f"torch {torch.__version__}; {'plain' if a.plain else 'fast'} loss, jsd, forward + backward, {a.pairs} pairs: median (range)")
     extra = {}
     for name in CONTENDERS:
         if name in names - {"products"} and (size := measure_memory(a, name)):

@@ -3,9 +3,9 @@
     python benchmarks/real_model.py --model HuggingFaceTB/SmolLM2-135M-Instruct        # hours; goes on where it stopped
     python benchmarks/real_model.py --model FOLDER --task capitals --arms grpo contrastive,turns --seeds 0
 
-Two tasks. capitals: name the capital of a country (math verifier, which compares words); animals: the class of an animal,
-multiple choice (science verifier). The evaluation asks in words that training never uses, and some of its problems are
-about countries or animals that training never shows. Every run is `python train.py ...` in a process of its own with one
+Two tasks. capitals: name the capital of a country (math verifier, which compares words); functions: write a one-line
+Python function (code verifier). The evaluation asks in words that training never uses, and some of its problems are
+about countries or functions that training never shows. Every run is `python train.py ...` in a process of its own with one
 thread. The learning rate is the better of --lrs on another seed than those of the table, after --choice-steps steps.
 Intervals are 95 % bootstrap intervals over seeds. Writes OUT/NAME/ for each run (finished ones are not run again),
 OUT/table.md and OUT/results.json.
@@ -26,14 +26,11 @@ from pathlib import Path
 from compare_methods import interval
 
 ROOT = Path(__file__).resolve().parent.parent
-ARMS = {
-    "contrastive,turns": ["--peers", "contrastive", "--layout", "turns"],
-    "positive,turns": ["--peers", "positive", "--layout", "turns"],
-    "contrastive,turn": ["--peers", "contrastive", "--layout", "turn"],
-    "positive,turn": ["--peers", "positive", "--layout", "turn"],
-    "sdpo,turns": ["--method", "sdpo", "--layout", "turns"],
-    "grpo": ["--method", "grpo"],
-}
+# Feedback is left out of mopd, as --layout auto does here: it measures that this teacher does not end its answers after it.
+ARMS = {f"{peers},{layout}": ["--peers", peers, "--layout", layout, "--no-feedback"]
+        for layout in ("turns", "turn") for peers in ("contrastive", "positive")}
+ARMS |= {"sdpo,turns": ["--method", "sdpo", "--layout", "turns"], "grpo": ["--method", "grpo"],
+         "contrastive,turns,feedback": ["--peers", "contrastive", "--layout", "turns"]}
 CAPITALS = """France Paris, Germany Berlin, Italy Rome, Spain Madrid, Portugal Lisbon, Poland Warsaw, Austria Vienna,
 Hungary Budapest, Greece Athens, Norway Oslo, Sweden Stockholm, Finland Helsinki, Denmark Copenhagen, Ireland Dublin,
 Russia Moscow, Ukraine Kyiv, Turkey Ankara, Egypt Cairo, Kenya Nairobi, Japan Tokyo, China Beijing, India New_Delhi,
@@ -42,13 +39,17 @@ Australia Canberra, Canada Ottawa, Mexico Mexico_City, Cuba Havana, Brazil Brasi
 Peru Lima, Colombia Bogota, Venezuela Caracas, Ecuador Quito, Uruguay Montevideo, Morocco Rabat, Algeria Algiers,
 Tunisia Tunis, Ethiopia Addis_Ababa, Nigeria Abuja, Ghana Accra, Senegal Dakar, Belgium Brussels, Switzerland Bern,
 Romania Bucharest, Bulgaria Sofia, Serbia Belgrade, Croatia Zagreb, Lebanon Beirut, Syria Damascus"""
-ANIMALS = {
-    "mammal": "dog cat horse cow elephant whale bat mouse lion bear wolf rabbit dolphin sheep",
-    "bird": "robin eagle owl penguin sparrow duck hawk parrot crow swan ostrich pigeon goose heron",
-    "fish": "salmon tuna shark trout cod herring carp eel goldfish pike perch sardine mackerel haddock",
-    "insect": "ant bee beetle butterfly moth mosquito fly wasp grasshopper cricket termite ladybug dragonfly cockroach",
-}
-SPARE = 7                                               # every seventh country or animal is kept out of training
+FUNCTIONS = {"add": ("x plus {n}", lambda x, n: x + n), "times": ("x times {n}", lambda x, n: x * n),
+             "minus": ("x minus {n}", lambda x, n: x - n), "from": ("{n} minus x", lambda x, n: n - x)}
+# train.py, but for the coloured tokens of evaluated steps, which would take a quarter of the time here.
+WITHOUT_VIEW = """
+import sys
+import train
+from runtime import report
+report.VIEW_GROUPS = 0
+train.main(sys.argv[1:])
+"""
+SPARE = 7                                               # every seventh country or function is kept out of training
 
 
 def capitals() -> tuple[list[dict], list[dict]]:
@@ -65,24 +66,24 @@ def capitals() -> tuple[list[dict], list[dict]]:
     return train, held_out
 
 
-def animals() -> tuple[list[dict], list[dict]]:
-    """The same of animals. The order of the options is another one for every row."""
-    train, held_out, rng = [], [], random.Random("animals")
-    names = [(animal, kind) for kind, words in ANIMALS.items() for animal in words.split()]
-    for n, (animal, kind) in enumerate(names):
-        def row(question):
-            kinds = rng.sample(list(ANIMALS), 4)
-            options = "\n".join(f"{letter}: {name}" for letter, name in zip("ABCD", kinds))
-            return {"prompt": f"{question}\n{options}\nReply only with the letter, like this: <answer>A</answer>",
-                    "answer": "ABCD"[kinds.index(kind)], "seen": n % SPARE != 0}
+def functions() -> tuple[list[dict], list[dict]]:
+    """The same of one-line Python functions. The model knows how; it rarely stops when the function is written."""
+    train, held_out = [], []
+    for n, (name, number) in enumerate((name, number) for number in range(2, 14) for name in FUNCTIONS):
+        said, compute = FUNCTIONS[name]
+        called, said = f"{name}_{number}", said.format(n=number)
+        tests = [{"input": str(x), "output": str(compute(x, number))} for x in (5, 12)]
+        row = lambda question: {"prompt": question, "seen": n % SPARE != 0,
+                                "answer": {"type": "functional", "entry_point": called, "tests": tests}}
         if n % SPARE:
-            train += [row(f"What kind of animal is a {animal}?"), row(f"A {animal} is a ...")]
+            train += [row(f"Write a Python function {called}(x) that returns {said}."),
+                      row(f"Define {called}(x) in Python. It returns {said}.")]
         if n % SPARE == 0 or n % 3 == 0:
-            held_out.append(row(f"To which class of animals does the {animal} belong?"))
+            held_out.append(row(f"Implement {called}(x), which gives back {said}, in Python."))
     return train, held_out
 
 
-TASKS = {"capitals": ("math", capitals, 16), "animals": ("science", animals, 16)}       # verifier, rows, new tokens
+TASKS = {"capitals": ("math", capitals, 16), "functions": ("code", functions, 64)}      # verifier, rows, new tokens
 
 
 def run(task, arm, lr, seed, steps, options) -> dict:
@@ -94,14 +95,15 @@ def run(task, arm, lr, seed, steps, options) -> dict:
     shutil.rmtree(folder, ignore_errors=True)                                          # of an interrupted run
     verifier, _, new_tokens = TASKS[task]
     quarter = max(1, steps // 4) if steps == options.steps else steps
-    command = [sys.executable, str(ROOT / "train.py"), "--task", verifier, "--model", options.model, *ARMS[arm],
+    command = [sys.executable, "-c", WITHOUT_VIEW, "--task", verifier, "--model", options.model, *ARMS[arm],
                "--data", str(options.out / f"{task}.jsonl"), "--eval-data", str(options.out / f"{task}-eval.jsonl"),
                "--lr", str(lr), "--seed", str(seed), "--steps", str(steps), "--warmup-steps", "4", "--problems", "8",
                "--rollouts", "8", "--max-new-tokens", str(new_tokens), "--temperature", "0.7", "--eval-temperature", "0.7",
                "--eval-top-p", "1", "--eval-every", str(quarter), "--save-every", str(steps), "--keep", "1",
                "--micro-tokens", "16384", "--device", "cpu", "--dtype", options.dtype, "--out", str(folder)]
     start = time.time()
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
@@ -134,12 +136,12 @@ def main():
     parser.add_argument("--model", required=True, help="a Hub id or a folder that from_pretrained reads")
     parser.add_argument("--out", type=Path, default=Path("runs/real-model"))
     parser.add_argument("--task", nargs="+", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS)[:6], choices=ARMS)
     parser.add_argument("--lrs", nargs="+", type=float, default=[1e-5, 3e-5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--choice-seed", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--choice-steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--choice-steps", type=int, default=5)
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()

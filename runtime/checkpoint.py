@@ -338,6 +338,7 @@ def load(run, may_change):
         raise ValueError(f"{newest}/state does not fit this model: {str(error).splitlines()[0]}") from error
     run.done = run.saved = facts["step"]
     run.settings.layout = facts["settings"].get("layout", "turn")                  # "auto" is decided once
+    run.settings.no_feedback = facts["settings"].get("no_feedback", False)
     run.measured = facts.get("measured")
     print(f"resuming from {newest}")
 
@@ -350,7 +351,8 @@ def newest_of(run, may_change):
     facts = json.loads((newest / "state" / "run.json").read_text("utf-8"))
     for name, value in facts["settings"].items():
         now, option = getattr(run.settings, name, value), "--" + name.replace("_", "-")
-        if name not in may_change and now != value and (name, now) != ("layout", "auto"):
+        settled = run.settings.layout == "auto" and (name, now) in (("layout", "auto"), ("no_feedback", False))
+        if name not in may_change and now != value and not settled:
             raise ValueError(f"{option} is {now} now and was {value} in {newest}: resume with the same settings")
         if name in facts["inputs"] and now == value and run.inputs[name] != facts["inputs"][name]:
             raise ValueError(f"{option} {now}: its content is not what {newest} was made with: put it back, or start "

@@ -17,23 +17,29 @@ def find_file(spec) -> Path:
         what = "a folder, not a data file" if Path(spec).is_dir() else "no such data file"
         raise ValueError(f"{what}: {spec} (for a file on the Hub write OWNER/NAME:FILE)")
     from huggingface_hub import hf_hub_download
+
     try:
         return Path(hf_hub_download(repo, name, repo_type="dataset"))
-    except Exception as error:                                   # of the network, the Hub, the disk
-        raise ValueError(f"cannot load {spec} from the Hub: {str(error).strip().splitlines()[0]}") from None
+    except Exception as error:  # of the network, the Hub, the disk
+        raise ValueError(
+            f"cannot load {spec} from the Hub: {str(error).strip().splitlines()[0]}"
+        ) from None
 
 
 def read_problems(
     spec: str, task: str, *, prompt_field=None, answer_field=None, system_field=None
 ) -> list[Problem]:
-    """The rows of a JSON Lines file, or of one on the Hub, as problems; their keys are their numbers.
+    """The rows of a JSON Lines file, or of one on the Hub, as problems; their keys are their
+    numbers.
 
     prompt_field, answer_field, system_field: names of the fields (default prompt, answer, system).
     A bad row raises ValueError with file and line number.
     """
     fields = prompt_field or "prompt", answer_field or "answer", system_field or "system"
     path, problems = find_file(spec), []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):         # splitlines() would split at U+2028 too
+    for number, line in enumerate(
+        path.read_bytes().split(b"\n"), 1
+    ):  # splitlines() would split at U+2028 too
         if not line.strip():
             continue
         try:
@@ -42,8 +48,10 @@ def read_problems(
                 raise ValueError("not a JSON object")
             problems.append(read_row(row, task, len(problems), fields))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not one JSON object: {error.msg} at column {error.colno}") from None
-        except (ValueError, RecursionError) as error:            # errors of UTF-8 are ValueErrors too
+            raise ValueError(
+                f"{path}:{number}: not one JSON object: {error.msg} at column {error.colno}"
+            ) from None
+        except (ValueError, RecursionError) as error:  # errors of UTF-8 are ValueErrors too
             raise ValueError(f"{path}:{number}: {error}") from None
     if not problems:
         raise ValueError(f"{path} has no usable row: it is empty")
@@ -54,17 +62,22 @@ def read_row(row: dict, task: str, key: int, fields=("prompt", "answer", "system
     """One row as a problem, with the task's instruction where it has no system message."""
     for name in fields[:2]:
         if name not in row:
-            raise ValueError(f"no field {name!r}, only {', '.join(map(repr, row))}: see --prompt-field, --answer-field")
+            raise ValueError(
+                f"no field {name!r}, only {', '.join(map(repr, row))}: "
+                "see --prompt-field, --answer-field"
+            )
     prompt, answer, system = row[fields[0]], row[fields[1]], row.get(fields[2])
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"field {fields[0]!r} is not a text")
-    prompt.encode("utf-8")                                       # half a surrogate pair cannot be written or tokenised
+    prompt.encode("utf-8")  # half a surrogate pair cannot be written or tokenised
     if system is not None and not isinstance(system, str):
         raise ValueError(f"field {fields[2]!r} is neither a text nor null")
     verifiers.check_answer(task, answer)
-    if task == "code":                                  # the statement rarely says what the tests will call
+    if task == "code":  # the statement rarely says what the tests will call
         if answer.get("starter_code"):
             prompt += f"\n\nStart from this code:\n```python\n{answer['starter_code']}\n```"
-        elif answer.get("entry_point") and not re.search(rf"\b{re.escape(answer['entry_point'])}\s*\(", prompt):
+        elif answer.get("entry_point") and not re.search(
+            rf"\b{re.escape(answer['entry_point'])}\s*\(", prompt
+        ):
             prompt += f"\n\nThe function must be called {answer['entry_point']}."
     return Problem(prompt, answer, system or verifiers.INSTRUCTIONS[task], key)

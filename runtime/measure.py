@@ -1,51 +1,57 @@
-"""Is the teacher any good, and in which layout? Measured before training, because a student learns its teacher's faults.
+"""Is the teacher any good, and in which layout? Measured before training, because a student learns
+its teacher's faults.
 
-The teacher writes answers of its own after what it would read in training: after positive and contrastive contexts (and
-those of the run, where they are others), in each layout that the chat template can write, and after the bare problem.
-Only problems whose group holds both successes and failures count: there every kind of context can be shown.
+The teacher writes answers of its own after what it would read in training: after positive and
+contrastive contexts (and those of the run, where they are others), in each layout that the chat
+template can write, and after the bare problem. Only problems whose group holds both successes and
+failures count: there every kind of context can be shown.
 
-    table = measure(run, attempts)          # attempts: the groups of the first step
-    layout = choose(table)                  # "turn" (the paper's) unless "turns" leads by more than two standard errors
+    table = measure(run, attempts)          # attempts: the groups of the first step layout =
+    choose(table)                  # "turn" (the paper's) unless "turns" leads by more than two
+    standard errors
 
-Leads are paired by problem and their standard errors are over problems; samples of one problem are not independent.
-"""
+Leads are paired by problem and their standard errors are over problems; samples of one problem are
+not independent."""
 
 import collections
+import itertools
 import math
 from dataclasses import replace
 
 import numpy
 
-from runtime import checkpoint
-from runtime import parallel
 import peer_context
-from runtime import report
-from rollout import generate, rows_in_memory
+from runtime import checkpoint, parallel, report
+from runtime.fast_rollout import generate, rows_in_memory
 from runtime.models import completion_text, layouts_of, max_length, stop_ids
 from verifiers import verify_batch
 
-SAMPLES = 64            # answers for each arm, never more than a step has rollouts: all arms take less than two steps
-CONTEXTS = 2            # contexts of each problem that are written after
-PAPERS = "turn"         # the layout of the paper, taken where nothing speaks against it
-BARE = "none"           # the arm that reads the bare problem
+SAMPLES = 64  # answers for each arm, never more than a step has rollouts
+CONTEXTS = 2  # contexts of each problem that are written after
+PAPERS = "turn"  # the layout of the paper, taken where nothing speaks against it
+BARE = "none"  # the arm that reads the bare problem
 
 
 def measure(run, attempts, *, layouts=None, kinds=None, only_mixed=True) -> dict:
     """How often the teacher is right when it writes itself, by kind of context and layout.
 
-    attempts: whole groups, sampled by the student as it is now. layouts, kinds: what to measure (default: what the chat
-    template can write; the run's own kind, positive and contrastive). only_mixed: problems with successes and failures
-    only, else all that have such a context.
+    attempts: whole groups, sampled by the student as it is now. layouts, kinds: what to measure
+    (default: what the chat template can write; the run's own kind, positive and contrastive).
+    only_mixed: problems with successes and failures only, else all that have such a context.
 
-    Returns {"own": the run's kind, "problems": number of problems, "arms": {kind: {layout: arm}}, "bare": an arm}, with
-    arm = {"right", "samples", "stopped", "copies" (share of its right answers that are a peer's text, None without a
-    right one), "tokens" (mean length of the contexts), "dropped" (peers, for want of room), "lead", "error" (over the
-    student's own new answers, with its standard error), "rates" (problem: share right)}. Arms of the run's own kind also
-    have "token_lead" and "stop_lead": log teacher - log student on the rollouts' tokens and on their stop tokens.
+    Returns {"own": the run's kind, "problems": number of problems, "arms": {kind: {layout: arm}},
+    "bare": an arm}, with arm = {"right", "samples", "stopped", "copies" (share of its right answers
+    that are a peer's text, None without a right one), "tokens" (mean length of the contexts),
+    "dropped" (peers, for want of room), "lead", "error" (over the student's own new answers, with
+    its standard error), "rates" (problem: share right)}. Arms of the run's own kind also have
+    "token_lead" and "stop_lead": log teacher - log student on the rollouts' tokens and on their
+    stop tokens.
     """
     s, own = run.settings, report.own_context(run.settings)
-    if kinds is None:                                           # a copy of the student without peers is the student
-        kinds = [*dict.fromkeys([own, "positive", "contrastive", *([BARE] if run.teacher.kind == "external" else [])])]
+    if kinds is None:
+        kinds = list(dict.fromkeys([own, "positive", "contrastive"]))
+        if run.teacher.kind == "external":  # a copy of the student without peers is the student
+            kinds.append(BARE)
     layouts = layouts or layouts_of(run.teacher.tokenizer)
     groups = report.grouped(attempts)
     if only_mixed:
@@ -55,10 +61,10 @@ def measure(run, attempts, *, layouts=None, kinds=None, only_mixed=True) -> dict
     if not groups:
         return table
     wanted = min(SAMPLES, s.problems * s.rollouts)
-    asked = [replace(a, teacher_ids=a.rollout.prompt_ids, peers=peer_context.Peers((), ()), weight=1.0) for a in members]
-    # Fresh answers, not the rollouts: a mixed group of a hard problem is one in which the student was lucky.
-    table["bare"] = answers(run, run.student, run.tokenizer, asked, wanted)
-    for kind, layout in [(kind, layout) for kind in kinds for layout in (layouts[:1] if kind == BARE else layouts)]:
+    table["bare"] = bare_answers(run, members, wanted)
+    for kind, layout in itertools.product(kinds, layouts):
+        if kind == BARE and layout != layouts[0]:
+            continue  # the bare problem looks the same in both
         copies, cuts = report.with_context(run, members, kind, s.seed_of(1), layout)
         arm = answers(run, run.teacher.model, run.teacher.tokenizer, copies, wanted)
         weighted = [len(a.teacher_ids) for a in copies if a.weight]
@@ -70,8 +76,47 @@ def measure(run, attempts, *, layouts=None, kinds=None, only_mixed=True) -> dict
     return table
 
 
+def measure_feedback(run, attempts, layout) -> dict | None:
+    """What the verifier's feedback does to the teacher, on problems that no rollout solved.
+
+    Only there is feedback shown without a success beside it. Returns {"with": an arm, "bare": an
+    arm, "harmful": whether the teacher that reads it is right, or ends its answers, less often than
+    the student by more than two standard errors}; None with fewer than two such problems.
+    """
+    s = run.settings
+    groups = [m for m in report.grouped(attempts) if not any(a.success for a in m)]
+    members = [a for mates in groups for a in mates]
+    copies, _ = report.with_context(run, members, report.own_context(s), s.seed_of(1), layout)
+    told = [a if a.feedback else replace(a, weight=0.0) for a in copies]
+    if len({a.group for a in told if a.weight}) < 2:
+        return None
+    wanted = min(SAMPLES, s.problems * s.rollouts)
+    arm = answers(run, run.teacher.model, run.teacher.tokenizer, told, wanted)
+    bare = bare_answers(run, members, wanted)
+    leads = lead(arm, bare), lead(arm, bare, "stop_rates", "stopped")
+    return {
+        "with": arm,
+        "bare": bare,
+        "harmful": any(ahead is not None and ahead < -2 * error for ahead, error in leads),
+    }
+
+
+def bare_answers(run, members, wanted) -> dict:
+    """New answers of the student to the problems of `members`.
+
+    Not the rollouts: a mixed group of a hard problem is one in which the student was lucky.
+    """
+    nobody = peer_context.Peers((), ())
+    asked = [
+        replace(a, teacher_ids=a.rollout.prompt_ids, peers=nobody, weight=1.0) for a in members
+    ]
+    return answers(run, run.student, run.tokenizer, asked, wanted)
+
+
 def answers(run, model, tokenizer, copies, wanted) -> dict:
-    """`wanted` answers, evenly over the problems, that `model` writes after what `copies` with a weight read."""
+    """`wanted` answers, evenly over the problems, that `model` writes after what `copies` with a
+    weight read.
+    """
     s, limit, rows = run.settings, max_length(model), []
     for mates in report.grouped(copies):
         fits = [a for a in mates if a.weight and len(a.teacher_ids) + s.max_new_tokens <= limit]
@@ -81,29 +126,60 @@ def answers(run, model, tokenizer, copies, wanted) -> dict:
 
     def write(most):
         with run.autocast(), parallel.gathered(model):
-            return generate(model, [a.teacher_ids for _, a in mine], each, max_new_tokens=s.max_new_tokens,
-                            stop_ids=stop_ids(model, tokenizer), temperature=s.temperature, max_rows=most,
-                            seed=s.seed_of(-1), keys=[a.problem.key * CONTEXTS + n for n, a in mine])
+            return generate(
+                model,
+                [a.teacher_ids for _, a in mine],
+                each,
+                max_new_tokens=s.max_new_tokens,
+                stop_ids=stop_ids(model, tokenizer),
+                temperature=s.temperature,
+                max_rows=most,
+                seed=s.seed_of(-1),
+                keys=[a.problem.key * CONTEXTS + n for n, a in mine],
+            )
 
     longest = max([len(a.teacher_ids) for _, a in rows], default=0) + s.max_new_tokens
-    config = model.config.get_text_config(decoder=True)
-    most = min(len(rows) * each, rows_in_memory(model, config, longest)) or 1
-    groups, _ = checkpoint.within_memory(write, most, fits=run.fits, alone=lambda n: n == 1, name="generating answers")
-    flat = [(a, rollout) for (_, a), group in zip(mine, groups) for rollout in group]
+    most = min(len(rows) * each, rows_in_memory(model, longest)) or 1
+    groups, _ = checkpoint.within_memory(
+        write, most, fits=run.fits, alone=lambda n: n == 1, name="generating answers"
+    )
+    flat = [(a, rollout) for (_, a), group in zip(mine, groups, strict=True) for rollout in group]
     texts = [completion_text(tokenizer, r.ids[:-1] if r.stopped else r.ids) for _, r in flat]
-    verdicts = verify_batch(s.task, texts, [a.problem.answer for a, _ in flat], workers=parallel.workers())
-    shown = {id(a): {copies_text(copies, j) for j in a.peers.successes + a.peers.failures} for a, _ in flat}
-    found = [(a.problem.key, verdict.correct and r.stopped, r.stopped, peer_context.strip_thinking(text) in shown[id(a)])
-             for (a, r), text, verdict in zip(flat, texts, verdicts)]
+    verdicts = verify_batch(
+        s.task, texts, [a.problem.answer for a, _ in flat], workers=parallel.workers()
+    )
+    shown = {
+        id(a): {copies_text(copies, j) for j in a.peers.successes + a.peers.failures}
+        for a, _ in flat
+    }
+    found = [
+        (
+            a.problem.key,
+            verdict.correct and r.stopped,
+            r.stopped,
+            peer_context.strip_thinking(text) in shown[id(a)],
+        )
+        for (a, r), text, verdict in zip(flat, texts, verdicts, strict=True)
+    ]
     found = parallel.gather(found)
     right, copied = [row for row in found if row[1]], [row for row in found if row[1] and row[3]]
-    by_problem = collections.defaultdict(list)
-    for key, correct, *_ in found:
-        by_problem[key].append(correct)
-    rates = {key: sum(marks) / len(marks) for key, marks in by_problem.items()}
-    return {"right": sum(rates.values()) / max(len(rates), 1), "samples": len(found), "rates": rates,
-            "stopped": sum(row[2] for row in found) / max(len(found), 1),
-            "copies": len(copied) / len(right) if right else None}
+    rates, stop_rates = (shares_by_problem(found, column) for column in (1, 2))
+    return {
+        "right": sum(rates.values()) / max(len(rates), 1),
+        "stopped": sum(stop_rates.values()) / max(len(rates), 1),
+        "samples": len(found),
+        "rates": rates,
+        "stop_rates": stop_rates,
+        "copies": len(copied) / len(right) if right else None,
+    }
+
+
+def shares_by_problem(found, column: int) -> dict[int, float]:
+    """{problem: share of its rows where `column` is true}."""
+    marks = collections.defaultdict(list)
+    for row in found:
+        marks[row[0]].append(row[column])
+    return {key: sum(values) / len(values) for key, values in marks.items()}
 
 
 def copies_text(copies, position) -> str:
@@ -111,35 +187,47 @@ def copies_text(copies, position) -> str:
     return peer_context.strip_thinking(copies[position].text)
 
 
-def lead(arm, other) -> tuple[float | None, float | None]:
-    """(mean over the problems that both have of the difference of their rates, its standard error); None, None without
-    two such problems.
+def lead(arm, other, rates="rates", mean="right") -> tuple[float | None, float | None]:
+    """(mean over the problems that both have of the difference of their rates, its standard error);
+    None, None without two such problems.
 
-    The standard error is over problems, but never below that of independent samples: where a handful of problems agree
-    by chance, their spread says nothing.
+    The standard error is over problems, but never below that of independent samples: where a
+    handful of problems agree by chance, their spread says nothing.
     """
-    both = sorted(arm["rates"].keys() & other["rates"].keys())
+    both = sorted(arm[rates].keys() & other[rates].keys())
     if len(both) < 2:
         return None, None
-    leads = numpy.array([arm["rates"][key] - other["rates"][key] for key in both])
-    sampling = math.sqrt(sum(x["right"] * (1 - x["right"]) / max(x["samples"], 1) for x in (arm, other)))
+    leads = numpy.array([arm[rates][key] - other[rates][key] for key in both])
+    sampling = math.sqrt(sum(x[mean] * (1 - x[mean]) / max(x["samples"], 1) for x in (arm, other)))
     return float(leads.mean()), max(float(leads.std(ddof=1)) / math.sqrt(len(leads)), sampling)
 
 
 def token_leads(run, copies) -> dict:
-    """Mean log teacher - log student over the tokens of at most SAMPLES rollouts, and over their stop tokens."""
+    """Mean log teacher - log student over the tokens of at most SAMPLES rollouts, and over their
+    stop tokens.
+    """
     rows = [a for a in copies if a.weight]
     rows = rows[:: math.ceil(len(rows) / SAMPLES) or 1]
-    read = report.read_tokens(run.student, run.teacher, {"own": rows}, temperature=run.settings.temperature,
-                              budget=run.settings.micro_tokens, autocast=run.autocast)["own"]
+    read = report.read_tokens(
+        run.student,
+        run.teacher,
+        {"own": rows},
+        temperature=run.settings.temperature,
+        budget=run.settings.micro_tokens,
+        autocast=run.autocast,
+    )["own"]
     ratios = [reading.teacher - reading.student for reading in read]
-    ends = [float(ratio[-1]) for a, ratio in zip(rows, ratios) if a.rollout.stopped]
-    return {"token_lead": float(numpy.concatenate(ratios).mean()) if ratios else None,
-            "stop_lead": sum(ends) / len(ends) if ends else None}
+    ends = [float(ratio[-1]) for a, ratio in zip(rows, ratios, strict=True) if a.rollout.stopped]
+    return {
+        "token_lead": float(numpy.concatenate(ratios).mean()) if ratios else None,
+        "stop_lead": sum(ends) / len(ends) if ends else None,
+    }
 
 
 def choose(table) -> str:
-    """The layout for the run's own contexts: the paper's, unless the other leads it by more than two standard errors."""
+    """The layout for the run's own contexts: the paper's, unless the other leads it by more than
+    two standard errors.
+    """
     arms = table["arms"].get(table["own"], {})
     if PAPERS not in arms:
         return next(iter(arms), PAPERS)
@@ -152,7 +240,9 @@ def choose(table) -> str:
 
 
 def harmful(table) -> bool:
-    """Whether the teacher is worse than the student in every layout by more than two standard errors."""
+    """Whether the teacher is worse than the student in every layout by more than two standard
+    errors.
+    """
     arms = table["arms"].get(table["own"], {}).values()
     known = [arm for arm in arms if arm.get("lead") is not None]
     return bool(known) and all(arm["lead"] < -2 * arm["error"] for arm in known)
@@ -161,47 +251,88 @@ def harmful(table) -> bool:
 def lines_of(table) -> list[str]:
     """The table and what follows from it, to be printed."""
     if not table["arms"] or table["problems"] < 2:
-        return [f"teacher not measured: {table['problems']} groups of the first step hold both successes and failures, "
-                "two are needed"]
-    number = lambda value, form: "-" if value is None else format(value, form)
-    lines = [f"before training, on {table['problems']} problems with successes and failures: who writes the answer is right "
-             f"in\n{'':24s}right  lead on the student [95 %]   stops  copied  context  dropped",
-             f"  {'the student':22s}{table['bare']['right']:.3f}  {'':26s}{table['bare']['stopped']:9.2f}"]
+        return [
+            f"teacher not measured: {table['problems']} groups of the first step hold both "
+            "successes and failures, two are needed"
+        ]
+    lines = [
+        f"before training, on {table['problems']} problems with successes and failures: who writes "
+        "the answer is right in",
+        f"{'':24s}right  lead on the student [95 %]   stops  copied  context  dropped",
+        row_of("the student", table["bare"]),
+    ]
     for kind, by_layout in table["arms"].items():
-        for layout, arm in by_layout.items():
-            ends = "-" if arm["lead"] is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(
-                arm["lead"], *(arm["lead"] + sign * 1.96 * arm["error"] for sign in (-1, 1)))
-            lines.append(f"  {kind + ', ' + layout:22s}{arm['right']:.3f}  {ends:26s}{arm['stopped']:9.2f}"
-                         f"{number(arm['copies'], '8.2f'):>8s}{arm['tokens']:9.0f}{arm['dropped']:9d}")
+        lines += [row_of(f"{kind}, {layout}", arm) for layout, arm in by_layout.items()]
     for layout, arm in table["arms"].get(table["own"], {}).items():
         if arm.get("token_lead") is not None:
-            lines.append(f"  on the rollouts' tokens, {layout}: log teacher - log student {arm['token_lead']:+.3f}, on "
-                         f"their stop tokens {number(arm['stop_lead'], '+.3f')}")
+            lines.append(
+                f"  log teacher - log student on the rollouts, {layout}: {arm['token_lead']:+.3f}, "
+                f"on their stop tokens {number(arm['stop_lead'], '+.3f')}"
+            )
     layout = choose(table)
-    pair = [table["arms"][kind][layout] for kind in ("contrastive", "positive") if layout in table["arms"].get(kind, {})]
-    if len(pair) == 2:
-        ahead, error = lead(*pair)
+    kinds = [table["arms"].get(kind, {}) for kind in ("contrastive", "positive")]
+    if all(layout in by_layout for by_layout in kinds):
+        ahead, error = lead(*(by_layout[layout] for by_layout in kinds))
         if ahead is not None and ahead < -2 * error:
-            lines.append(f"the failure does harm: contrastive is right {ahead:+.3f} (standard error {error:.3f}) less "
-                         "often than positive: try --peers positive")
+            lines.append(
+                f"the failure does harm: contrastive is right {-ahead:.3f} (standard error "
+                f"{error:.3f}) less often than positive: try --peers positive"
+            )
     return lines
 
 
-def decide(run, attempts) -> dict:
-    """Measure, print and set run.settings.layout (all processes alike); returns the table for the run's files.
+def row_of(name: str, arm) -> str:
+    """One arm as a row of the table; "-" for what the student, without peers, does not have."""
+    ahead = "-"
+    if arm.get("lead") is not None:
+        ends = (arm["lead"] + sign * 1.96 * arm["error"] for sign in (-1, 1))
+        ahead = "{:+.3f} [{:+.3f}, {:+.3f}]".format(arm["lead"], *ends)
+    return (
+        f"  {name:22s}{arm['right']:.3f}  {ahead:26s}{arm['stopped']:9.2f}"
+        f"{number(arm['copies'], '.2f'):>8s}{number(arm.get('tokens'), '.0f'):>9s}"
+        f"{number(arm.get('dropped'), 'd'):>9s}"
+    )
 
-    Raises parallel.Refused where the teacher is worse than the student in every layout, unless --force.
+
+def number(value, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def decide(run, attempts) -> dict:
+    """Measure, print, and settle the layout and whether feedback is shown; returns the table.
+
+    Sets run.settings.layout and, where feedback does harm, run.settings.no_feedback; rank 0 decides
+    for all. Raises parallel.Refused where the teacher is worse than the student in every layout,
+    unless --force.
     """
-    table = measure(run, attempts)
+    s, table = run.settings, measure(run, attempts)
     layout, worse = parallel.gather([(choose(table), harmful(table))])[0]
     for line in lines_of(table):
         print(line)
     print(f"layout of the peers: {layout}")
-    if worse and not run.settings.force:
+    if worse and not s.force:
         arm = table["arms"][table["own"]][layout]
         raise parallel.Refused(
-            f"the teacher is worse than the student ({arm['lead']:+.3f}, standard error {arm['error']:.3f}, stops in "
-            f"{arm['stopped']:.0%}) in every layout, and the student would learn its faults: use a larger model, another "
-            "prompt, --peers positive or --method grpo, or go on with --force")
-    run.settings.layout = layout
+            f"the teacher is worse than the student ({arm['lead']:+.3f}, standard error "
+            f"{arm['error']:.3f}, stops in {arm['stopped']:.0%}) in every layout, and the student "
+            "would learn its faults: use a larger model, another prompt, --peers positive or "
+            "--method grpo, or go on with --force"
+        )
+    s.layout = layout
+    if s.method == "mopd" and not s.no_feedback:
+        table["feedback"] = measure_feedback(run, attempts, layout)
+        s.no_feedback = parallel.gather([feedback_harms(table["feedback"])])[0]
     return table
+
+
+def feedback_harms(found) -> bool:
+    """Whether feedback is to be left out; says why."""
+    if found is None:
+        return False
+    told, bare = found["with"], found["bare"]
+    print(
+        f"after feedback on problems that no rollout solved: right {told['right']:.3f}, stops "
+        f"{told['stopped']:.2f}; the student {bare['right']:.3f} and {bare['stopped']:.2f}"
+        + ("; feedback is left out" if found["harmful"] else "")
+    )
+    return found["harmful"]

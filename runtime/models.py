@@ -1,7 +1,8 @@
-"""What has to be known about a model and its tokenizer: output matrix, stop tokens, limits, chat template.
+"""What has to be known about a model and its tokenizer: output matrix, stop tokens, limits, chat
+template.
 
-Everything that differs between model families stands here, so that mopd.py can speak of the method alone.
-"""
+Everything that differs between model families stands here, so that mopd.py can speak of the method
+alone."""
 
 import functools
 from pathlib import Path
@@ -20,7 +21,8 @@ def head(model) -> torch.Tensor:
 def load_model(name: str):
     """(model in float32 and eval mode, tokenizer) from the Hub or a folder.
 
-    Raises ValueError for what cannot be loaded and for heads that the loss cannot differentiate, see `check_model`.
+    Raises ValueError for what cannot be loaded and for heads that the loss cannot differentiate,
+    see `check_model`.
     """
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise ValueError(f"no such model folder: {name}")
@@ -40,13 +42,16 @@ def load_model(name: str):
 def check_model(model, name: str) -> None:
     """Refuse a model whose logits are not (final hidden states) x (output matrix)^T.
 
-    The loss differentiates that product in closed form. Scaled (Granite, Cohere), capped (Gemma 2) and biased (Phi)
-    heads, and models without one matrix, raise ValueError. The numeric comparison cannot see a cap while logits are
-    small, nor a bias that is still zero, so the configuration is checked as well.
+    The loss differentiates that product in closed form. Scaled (Granite, Cohere), capped (Gemma 2)
+    and biased (Phi) heads, and models without one matrix, raise ValueError. The numeric comparison
+    cannot see a cap while logits are small, nor a bias that is still zero, so the configuration is
+    checked as well.
     """
     output = model.get_output_embeddings()
     if not isinstance(getattr(output, "weight", None), torch.Tensor) or output.weight.dim() != 2:
-        raise ValueError(f"{name}: no output matrix that the loss could use ({type(output).__name__})")
+        raise ValueError(
+            f"{name}: no output matrix that the loss could use ({type(output).__name__})"
+        )
     ids = torch.arange(8, device=output.weight.device)[None] % len(output.weight)
     with torch.no_grad():
         mode, _ = model.training, model.eval()
@@ -56,16 +61,20 @@ def check_model(model, name: str) -> None:
         model.train(mode)
     capped = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
     biased = getattr(output, "bias", None) is not None
-    differs = plain.shape != logits.shape or (plain - logits).abs().max() > 1e-3 * logits.abs().max()
+    differs = (
+        plain.shape != logits.shape or (plain - logits).abs().max() > 1e-3 * logits.abs().max()
+    )
     if capped or biased or differs:
         raise ValueError(
-            f"{name}: its logits are not hidden states times the output matrix (scaled, capped or biased head); "
-            "use a model with a plain head, such as Qwen, Llama or SmolLM"
+            f"{name}: its logits are not hidden states times the output matrix (scaled, capped or "
+            "biased head); use a model with a plain head, such as Qwen, Llama or SmolLM"
         )
 
 
 def stop_ids(model, tokenizer) -> list[int]:
-    """Every token that ends a turn: the tokenizer's and the model's own, of which there may be several."""
+    """Every token that ends a turn: the tokenizer's and the model's own, of which there may be
+    several.
+    """
     found = {tokenizer.eos_token_id}
     for config in (model.config, model.generation_config):
         ids = getattr(config, "eos_token_id", None)
@@ -75,15 +84,20 @@ def stop_ids(model, tokenizer) -> list[int]:
 
 def max_length(model) -> int:
     """The longest sequence, in tokens, that the model has positions for."""
-    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**31
+    return (
+        getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        or 2**31
+    )
 
 
 def chat_ids(tokenizer, system: str, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a conversation with the generation prompt, by the chat template (thinking off if it can be).
+    """Token ids of a conversation with the generation prompt, by the chat template (thinking off if
+    it can be).
 
-    messages: [{"role": "user" or "assistant", "content": text}, ...], user first. Rendered to text first and tokenised
-    without special tokens: the template writes its own, and a second BOS would be one too many. Where a template has no
-    system role the system message opens the first user turn.
+    messages: [{"role": "user" or "assistant", "content": text}, ...], user first. Rendered to text
+    first and tokenised without special tokens: the template writes its own, and a second BOS would
+    be one too many. Where a template has no system role the system message opens the first user
+    turn.
     """
     if _writes_role(tokenizer, "system"):
         messages = [{"role": "system", "content": system}, *messages]
@@ -101,9 +115,13 @@ def _render(tokenizer, messages) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _writes_role(tokenizer, role: str) -> bool:
-    """Whether the chat template writes a system message ("system") or earlier turns of the assistant ("assistant")."""
+    """Whether the chat template writes a system message ("system") or earlier turns of the
+    assistant ("assistant").
+    """
     if not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template: use an instruction-tuned model, or give it one")
+        raise ValueError(
+            "the tokenizer has no chat template: use an instruction-tuned model, or give it one"
+        )
     asked, probe = {"role": "user", "content": "."}, {"role": role, "content": "<probe?>"}
     try:
         text = _render(tokenizer, [probe, asked] if role == "system" else [asked, probe, asked])
@@ -115,7 +133,9 @@ def _writes_role(tokenizer, role: str) -> bool:
 
 
 def layouts_of(tokenizer) -> tuple[str, ...]:
-    """The layouts of peers that the chat template can write: some have no place for earlier turns of the assistant."""
+    """The layouts of peers that the chat template can write: some have no place for earlier turns
+    of the assistant.
+    """
     return peer_context.LAYOUTS if _writes_role(tokenizer, "assistant") else ("turn",)
 
 
@@ -128,9 +148,20 @@ def completion_text(tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def special_texts_broken_up(tokenizer, text: str) -> str:
-    """The text with the special tokens that it spells out broken up: tokenised, they would end its turn."""
+def plain_text(tokenizer, text: str) -> str:
+    """The text with the special tokens that it spells out broken up: tokenised, they would end its
+    turn.
+    """
     for token in tokenizer.added_tokens_decoder.values():
         if token.special:
             text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")
     return text
+
+
+def product_dtype(hidden: torch.Tensor) -> torch.Tensor:
+    """Autocast leaves the last norm's output in float32; cast it, or the product with the head runs
+    in float32.
+    """
+    kind = hidden.device.type
+    enabled = torch.is_autocast_enabled(kind)
+    return hidden.to(torch.get_autocast_dtype(kind)) if enabled else hidden

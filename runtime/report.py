@@ -33,8 +33,9 @@ import mopd
 from runtime import parallel
 import peer_context
 import verifiers
-from loss import CHUNK_SIZE, distill_loss
-from rollout import fused_norms
+from loss import CHUNK_SIZE
+from runtime.fast_loss import distill_loss
+from runtime.fast_rollout import fused_norms
 from runtime.models import head, max_length
 
 VIEW_GROUPS, VIEW_TOKENS = 3, 400                # groups of an evaluated step in the token view; tokens of each rollout
@@ -67,34 +68,6 @@ def announce(run):
     if not run.held_out:
         print("no --eval-data: nothing is held out, and success on the training problems is all there is to watch")
     print(f"run folder: {run.out}")
-
-
-def describe(attempts) -> dict:
-    """Counts and means over a step's attempts: what the groups looked like and what could be learned from them.
-
-    distinct_*: different answers and texts in a group, averaged over groups. sampled_entropy: mean of -log p over the
-    sampled tokens, an unbiased estimate of the entropy of the law that they were sampled from. leaks: completions that
-    speak of peers. length_p95: 95 % of the completions are no longer.
-    """
-    groups, answers, texts = {}, {}, {}
-    for a in attempts:
-        groups.setdefault(a.group, []).append(a.success)
-        answers.setdefault(a.group, set()).update([] if a.verdict.answer is None else [a.verdict.answer])
-        texts.setdefault(a.group, set()).add(a.text)
-    right, wrong = sum(all(g) for g in groups.values()), sum(not any(g) for g in groups.values())
-    lengths = sorted(len(a.rollout.ids) for a in attempts)
-    tokens = sum(lengths)
-    return {"success": sum(a.success for a in attempts) / len(attempts),
-            "groups_mixed": len(groups) - right - wrong, "groups_all_right": right, "groups_all_wrong": wrong,
-            "truncated": sum(not a.rollout.stopped for a in attempts),
-            "unweighted": sum(not a.weight for a in attempts), "empty_slots": sum(a.peers.empty for a in attempts),
-            "lone_success": sum(a.success and sum(groups[a.group]) == 1 for a in attempts),
-            "completion_tokens": tokens, "mean_completion_length": tokens / len(attempts),
-            "length_p95": lengths[math.ceil(0.95 * len(lengths)) - 1], "length_max": lengths[-1],
-            "distinct_answers": sum(map(len, answers.values())) / len(groups),
-            "distinct_texts": sum(map(len, texts.values())) / len(groups),
-            "leaks": sum(peer_context.leaks(a.text) for a in attempts),
-            "sampled_entropy": -sum(x for a in attempts for x in a.rollout.logprobs) / tokens}
 
 
 def line_of(m) -> str:
@@ -209,6 +182,9 @@ MONITORS = (
     ("truncated_share", lambda now, start, better: now > 0.25 and now > start + 0.1,
      "completions no longer end, and one that is cut teaches nobody: lower --lr if they have gone wrong "
      "(samples.jsonl), raise --max-new-tokens if not"),
+    ("stop_gap", lambda now, start, better: now < -0.8 and not better,
+     "the teacher would rather go on where the student stops, and the student will learn that from it: try the other "
+     "--layout, --no-feedback, or preflight"),
     ("leak_share", lambda now, start, better: now > 0.05 and now > 2 * start,
      "completions speak of peers they never saw: the student copies the teacher's manner"),
     ("sampled_entropy", lambda now, start, better: now < start / 5 and not better,

@@ -3,7 +3,6 @@
 import html.parser
 import json
 import math
-import random
 import types
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ import analyze
 import mopd
 import peer_context
 from runtime import report
+from runtime.metrics import describe
 import train
 from mopd import Attempt, Problem
 from rollout import Rollout
@@ -240,7 +240,7 @@ def test_preflight_measures_the_signal_after_what_the_runs_own_teacher_reads(rea
 
 def test_the_token_view_is_what_the_models_say_at_the_weights_that_sampled(ready):
     made, attempts = ready
-    seed, seconds = mopd.sampler_seed(made.settings, 1), {}
+    seed, seconds = made.settings.seed_of(1), {}
     record = report.token_view(made, 1, attempts, seed=seed, budget=4096, seconds=seconds)[0]
     assert seconds["view"] > 0 and set(record["attempts"][0]["contexts"]) == {"none", "positive", "contrastive"}
     mopd.plan(attempts, method="mopd", seed=seed)                               # what training would choose
@@ -539,10 +539,10 @@ def test_a_wrong_flag_or_folder_ends_with_status_2(tmp_path, capsys):
 
 HEALTHY = dict(loss=1.0, success=0.2, groups_mixed=6, groups_all_right=1, groups_all_wrong=3, truncated=0, unweighted=0,
                lone_success=0, completion_tokens=800, mean_completion_length=10.0, length_p95=12, distinct_answers=5.0,
-               distinct_texts=6.0, leaks=0, sampled_entropy=0.4, teacher_gap=-0.2)
+               distinct_texts=6.0, leaks=0, sampled_entropy=0.4, teacher_gap=-0.2, stop_gap=-0.1)
 SICK = [("distinct_answers", dict(distinct_answers=2.0)), ("distinct_answers", dict(distinct_answers=0.2)), ("distinct_texts", dict(distinct_texts=2.5)),
         ("group_pass", dict(groups_all_wrong=7, groups_mixed=2)), ("length_p95", dict(length_p95=30)),
-        ("unweighted_share", dict(unweighted=80)), ("truncated_share", dict(truncated=40)), ("leak_share", dict(leaks=8)),
+        ("unweighted_share", dict(unweighted=80)), ("truncated_share", dict(truncated=40)), ("stop_gap", dict(stop_gap=-1.5)), ("leak_share", dict(leaks=8)),
         ("sampled_entropy", dict(sampled_entropy=0.05)), ("sampled_entropy", dict(sampled_entropy=2.0)), ("teacher_gap", dict(teacher_gap=-1.5)),
         ("teacher_gap", dict(teacher_gap=-0.005))]
 
@@ -568,6 +568,23 @@ def test_each_collapse_warns_once_and_not_again_after_a_resume(n):
     assert [line for m in steps[10:] for line in look(m)] == found
     look = report.monitor()
     assert [line for m in history(*[{}] * 20) for line in look(m)] == []
+
+
+# The first steps of benchmarks/real_model.py with SmolLM2-135M-Instruct (seed 100, lr 3e-5): success and stop_gap.
+REAL_STARTS = {
+    "contrastive,turn": ([0.156, 0.234, 0.266, 0.156, 0.172], [-1.468, -1.555, -1.398, -1.242, -1.014]),       # 0.05 at step 5
+    "positive,turn": ([0.156, 0.234, 0.281, 0.172, 0.234], [-1.285, -1.662, -1.333, -1.309, -0.426]),          # 0.10
+    "contrastive,turns": ([0.156, 0.234, 0.281, 0.188, 0.516], [-0.376, 0.045, 0.004, -0.229, -0.463]),        # 0.52
+    "positive,turns": ([0.156, 0.234, 0.281, 0.219, 0.531], [-0.119, -0.160, 0.059, 0.012, -0.336]),           # 0.54
+}
+
+
+@pytest.mark.parametrize("arm", REAL_STARTS)
+def test_a_teacher_that_does_not_want_to_stop_is_named_by_step_five_and_no_other(arm):
+    look, steps = report.monitor(), history(*[dict(success=a, stop_gap=b) for a, b in zip(*REAL_STARTS[arm])])
+    found = [line for m in steps for line in look(m)]
+    assert [line.split(":")[1] for line in found] == ([" step 5"] if arm.endswith(",turn") else [])
+    assert all("the teacher would rather go on" in line for line in found)
 
 
 def test_a_monitor_survives_a_step_without_its_metric():
@@ -597,15 +614,16 @@ def test_a_step_whose_metrics_are_missing_is_no_reason_to_warn_or_fail():
 def test_monitored_numbers_by_hand():
     attempts = [attempt(0, "a", True, answer="1", ids=[1], logprobs=[-1.0]), attempt(0, "b", answer="1", ids=[1, 2, 3], logprobs=[-2.0] * 3),
                 attempt(1, "c", answer=None), attempt(1, "As the failed\nattempt shows", answer="2")]
-    m = mopd.describe(attempts)
+    m = describe(attempts)
     assert (m["distinct_answers"], m["distinct_texts"], m["leaks"]) == (1.0, 2.0, 1)
     assert (m["length_p95"], m["length_max"]) == (3, 3)
     assert m["sampled_entropy"] == (1 + 6 + 4 + 4) / 8
-    assert mopd.describe([attempt(0, ids=[1] * n, logprobs=[-1.0] * n) for n in range(1, 101)])["length_p95"] == 95
+    assert describe([attempt(0, ids=[1] * n, logprobs=[-1.0] * n) for n in range(1, 101)])["length_p95"] == 95
 
 
 def test_leak_phrases_are_the_prompts_own_words_and_not_everyday_ones():
-    for label in (peer_context.SUCCESS, peer_context.ANOTHER_SUCCESS, peer_context.FAILURE, peer_context.FEEDBACK):
+    for label in (peer_context.SUCCESS, peer_context.ANOTHER_SUCCESS, peer_context.FAILURE, peer_context.FEEDBACK,
+                  peer_context.RIGHT, peer_context.WRONG, peer_context.TURN_FEEDBACK):
         assert peer_context.leaks(f"So {label} we see")
     for text in ("The other solution is x = -2.", "The given solution has pH 3.", "Back to the original problem.", ""):
         assert not peer_context.leaks(text)

@@ -11,9 +11,10 @@ import mopd
 import peer_context
 import train
 import verifiers
-from mopd import Attempt, Problem, Sums
+from mopd import Attempt, Problem
 from rollout import Rollout
-from runtime import data, report
+from runtime import data
+from runtime.metrics import Sums, describe
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -77,7 +78,7 @@ def test_the_page_on_metrics_lists_every_column():
     attempt = Attempt(
         Problem("", "", "", 0), 0, rollout, "text", verifiers.Verdict(True, "text", "")
     )
-    columns = {"step", *Sums().metrics(True), *report.describe([attempt])}
+    columns = {"step", *Sums().metrics(True), *describe([attempt])}
     for function in (train.train_step, train.evaluate, mopd.write_contexts):
         columns |= set(re.findall(r'"(\w+)":', inspect.getsource(function)))
     assert {"loss", "oom_retries", "eval_right", "context_tokens", "grad_norm"} <= columns

@@ -1,4 +1,4 @@
-"""The promises about the files themselves: the import graph is a star and each concept file works alone."""
+"""The promises about the files themselves: who imports whom, and what works when copied alone."""
 
 import ast
 import os
@@ -7,15 +7,16 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import ROOT
 
-OURS = {"rollout", "verifiers", "peer_context", "loss", "mopd", "train", "tiny", "report", "analyze", "checkpoint", "parallel"}
+OURS = {"rollout", "verifiers", "math_answers", "sandbox", "peer_context", "loss", "mopd", "train"}
+OURS |= {"tiny", "analyze", "runtime"}
 ALONE = {
     "peer_context": """
 peers = peer_context.choose_peers([True, False, True], 0, n_success=2, n_failure=1)
 assert peers.successes == (2,) and peers.failures == (1,)
-assert "It is 3." in peer_context.teacher_prompt("What is 1 + 1?", successes=["It is 2."], failures=["It is 3."])""",
+context = peer_context.teacher_prompt("What is 1 + 1?", successes=["2"], failures=["It is 3."])
+assert "It is 3." in context""",
     "verifiers": r"""
 assert verifiers.verify("math", r"so it is \boxed{\frac12}", "0.5").correct
 program = "```python\ndef double(x):\n    return 2 * x\n```"
@@ -23,17 +24,30 @@ answer = {"type": "functional", "entry_point": "double", "tests": [{"input": "4"
 assert [v.correct for v in verifiers.verify_batch("code", [program], [answer])] == [True]""",
     "loss": """
 import torch
-h, w, t, v = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4), torch.randn(5, 6), torch.randn(9, 6)
+h, w = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4)
+t, v = torch.randn(5, 6), torch.randn(9, 6)
 out = loss.distill_loss(h, w, t, v, torch.full((5,), 0.2))
 out.loss.backward()
 assert out.loss > 0 and h.grad.abs().sum() > 0""",
     "rollout": """
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-model = LlamaForCausalLM(LlamaConfig(vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2))
+sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+model = LlamaForCausalLM(LlamaConfig(vocab_size=11, **sizes))
 groups = rollout.generate(model, [[1, 2, 3], [4]], 3, max_new_tokens=5, stop_ids=[0])
 assert [len(group) for group in groups] == [3, 3]""",
 }
+
+
+def imports(path):
+    """The top-level names of all modules that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -41,18 +55,26 @@ def test_each_concept_file_works_copied_alone_into_an_empty_folder(name, tmp_pat
     shutil.copy(ROOT / f"{name}.py", tmp_path)
     (tmp_path / "use.py").write_text(f"import {name}\n{ALONE[name]}\n")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "use.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "use.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_concept_files_import_nothing_of_ours(name):
-    allowed = {"peer_context": set(), "verifiers": set(), "loss": {"torch"}, "rollout": {"torch", "transformers", "triton"}}[name]         # Triton comes with torch
-    found = set()
-    for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module.split(".")[0])
+    allowed = {
+        "peer_context": set(),
+        "verifiers": set(),
+        "loss": {"torch"},
+        "rollout": {"torch", "transformers"},
+    }[name]
+    found = imports(ROOT / f"{name}.py")
     assert not found & OURS
     assert {module for module in found if module not in sys.stdlib_module_names} <= allowed
+
+
+@pytest.mark.parametrize("name, others", [("rollout", {"triton"}), ("loss", set())])
+def test_a_fast_twin_imports_its_plain_file_and_nothing_else_of_ours(name, others):
+    found = imports(ROOT / "runtime" / f"fast_{name}.py")
+    assert found & (OURS | {"triton"}) == {name} | others  # Triton comes with torch

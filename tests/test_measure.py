@@ -15,8 +15,9 @@ from verifiers import Verdict
 
 
 def arm(*rates, samples=64, stopped=1.0, **more):
-    right = sum(rates) / len(rates)
-    return {"right": right, "samples": samples, "stopped": stopped, "rates": dict(enumerate(rates)), "copies": 0.0, **more}
+    right, stops = sum(rates) / len(rates), dict.fromkeys(range(len(rates)), stopped)
+    return {"right": right, "samples": samples, "stopped": stopped, "rates": dict(enumerate(rates)), "stop_rates": stops,
+            "copies": 0.0, **more}
 
 
 def table(turn, turns, *, student=(0.2, 0.2, 0.2, 0.2)):
@@ -172,8 +173,50 @@ def test_a_harmful_teacher_stops_the_run_before_anything_is_written_unless_force
     assert json.loads((tmp_path / "out" / "config.json").read_text())["layout"] == "turn"
 
 
+def test_feedback_is_measured_where_no_rollout_is_right_and_left_out_where_answers_no_longer_end(folder, tmp_path, judged):
+    run = prepared(folder, tmp_path / "a")
+    attempts = train.sample_step(run, 1)[0]
+    for a in attempts:
+        a.rollout.stopped, a.verdict = True, Verdict(False, None, "The sign is wrong.")
+    real, seen = measure.generate, []
+
+    def generate(model, prompts, k, **options):
+        groups = real(model, prompts, k, **options)
+        told = ["sign" in run.tokenizer.decode(prompt) for prompt in prompts]
+        seen.append(sum(told))
+        for group, reads in zip(groups, told):
+            for r in group:
+                r.stopped = not (reads and endless)
+        return groups
+
+    measure.generate = generate
+    try:
+        for endless in (False, True):
+            found = measure.measure_feedback(run, attempts, "turn")
+            assert found["with"]["stopped"] == 1.0 - endless and found["bare"]["stopped"] == 1.0
+            assert measure.feedback_harms(found) is found["harmful"] and (found["harmful"] or not endless)
+        assert seen[0] > 0 and seen[1] == 0
+        attempts[0].verdict = attempts[4 * 2].verdict = attempts[-1].verdict = Verdict(True, "1", "")
+        assert measure.measure_feedback(run, attempts, "turn") is None             # every problem has a success
+    finally:
+        measure.generate = real
+
+
+def test_feedback_that_does_harm_stays_out_of_the_run_and_of_its_resume(folder, tmp_path, judged, monkeypatch):
+    monkeypatch.setattr(measure, "measure", lambda run, attempts: table((0.5,) * 4, (0.5,) * 4))
+    harm = {"with": arm(0.0, 0.0), "bare": arm(0.0, 0.0), "harmful": True}
+    monkeypatch.setattr(measure, "measure_feedback", lambda run, attempts, layout: harm)
+    train.main(flags(folder, tmp_path / "out", "--steps", "1"))
+    saved = lambda: json.loads((tmp_path / "out" / "config.json").read_text())
+    assert saved()["no_feedback"] is True and saved()["measured"]["feedback"]["harmful"]
+    train.main(flags(folder, tmp_path / "out", "--steps", "2", "--resume"))
+    assert saved()["no_feedback"] is True
+    train.main(flags(folder, tmp_path / "other", "--steps", "1", "--layout", "turn"))         # not measured: as asked for
+    assert json.loads((tmp_path / "other" / "config.json").read_text())["no_feedback"] is False
+
+
 def test_process_0_decides(monkeypatch):
-    run = SimpleNamespace(settings=SimpleNamespace(layout="auto", force=False))
+    run = SimpleNamespace(settings=SimpleNamespace(layout="auto", force=False, method="sdpo", no_feedback=False))
     monkeypatch.setattr(measure, "measure", lambda run, attempts: table((0.5,) * 4, (0.5,) * 4))
     monkeypatch.setattr(parallel, "gather", lambda items: [("turns", False), *items])
     measure.decide(run, [])
@@ -181,7 +224,7 @@ def test_process_0_decides(monkeypatch):
 
 
 def test_turns_are_refused_where_the_template_cannot_write_them(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(mopd, "layouts_of", lambda tokenizer: ("turn",))
+    monkeypatch.setattr(train, "layouts_of", lambda tokenizer: ("turn",))
     with pytest.raises(SystemExit):
         train.main(flags(folder, tmp_path / "out", "--layout", "turns"))
     assert "--layout turns: the chat template has no place for earlier turns" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from runtime import fast_scoring  # noqa: E402
 from runtime import models as adapters  # noqa: E402
 from runtime.fast_scoring import FAST, can_share, shared_hidden_states  # noqa: E402
 from runtime.models import check_model, head  # noqa: E402
-from runtime.report import describe  # noqa: E402
+from runtime.metrics import describe  # noqa: E402
 from verifiers import Verdict  # noqa: E402
 
 BOS, END, EOT, HEADER = "<s>", "<end>", "<eot>", "<|assistant|>"

@@ -55,7 +55,8 @@ def test_warm_up_posterior_is_exact():
     """Against the definition: rules under which every shown success is right and every shown failure is wrong."""
     rng, seen = random.Random(1), set()
     for _ in range(400):
-        _, user, completions, possible = tiny.warm_up_example("math", verifiers.verify, rng)
+        _, (message,), completions, possible = tiny.warm_up_example("math", verifiers.verify, rng)
+        user = message["content"]
         a, word, b = re.match(r"Compute (\d+) (\w+) (\d+)\.", user).groups()
         right = {m for m in re.findall(r"solution to this problem:\n\n(\w+) means (.*?)\. The", user)}
         wrong = {m for m in re.findall(r"repeated:\n\n(\w+) means (.*?)\. The", user)}
@@ -153,6 +154,24 @@ def test_the_default_run_learns(task, seed, tmp_path):
     script = Path(tiny.__file__).with_name("train.py")
     done = subprocess.run([sys.executable, str(script), "--task", task, "--seed", str(seed), "--out", str(tmp_path / "out")],
                           capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, after = map(float, re.search(r"mean@8: ([\d.]+) at step 0, ([\d.]+) at step", done.stdout).groups())
+    assert after >= 0.6 and after - before >= 0.35
+
+
+LEARN_TO_READ_TURNS = """
+import sys, tiny, train
+tiny.WARM_UP["layout"] = "turns"
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_student_warmed_up_on_turns_learns_from_turns(tmp_path):
+    """The layout is a matter of what the student can read, not of the method: the same world, peers as turns."""
+    command = [sys.executable, "-c", LEARN_TO_READ_TURNS, "--task", "math", "--layout", "turns", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True,
+                          cwd=Path(tiny.__file__).parent)
     assert done.returncode == 0, done.stderr
     before, after = map(float, re.search(r"mean@8: ([\d.]+) at step 0, ([\d.]+) at step", done.stdout).groups())
     assert after >= 0.6 and after - before >= 0.35

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 import tiny
 import train
 import verifiers
+from runtime.data import read_problems, read_row
 
 ROOT = Path(train.__file__).resolve().parent
 
@@ -162,17 +163,16 @@ def test_rows_that_are_too_long_are_left_out_and_counted(folder, tmp_path, capsy
 def test_fields_can_be_renamed_and_instructions_stand_in_for_a_system_message(tmp_path):
     rows = [{"question": "1+1", "gold": "2", "sys": "Be brief."}, {"question": "1+2", "gold": "3", "sys": None}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    settings = train.Settings(model="m", data="d", prompt_field="question", answer_field="gold", system_field="sys")
-    problems = train.read_problems(str(tmp_path / "rows.jsonl"), settings)
+    problems = read_problems(str(tmp_path / "rows.jsonl"), "math", prompt_field="question", answer_field="gold",
+                             system_field="sys")
     assert [(p.prompt, p.answer, p.key) for p in problems] == [("1+1", "2", 0), ("1+2", "3", 1)]
     assert [p.system for p in problems] == ["Be brief.", verifiers.INSTRUCTIONS["math"]]
 
 
 def test_code_prompts_say_what_the_tests_will_call():
-    settings = train.Settings(task="code", model="m", data="d")
     test = [{"input": "1", "output": "2"}]
     def prompt(text, **answer):
-        return train.read_row({"prompt": text, "answer": {"tests": test, **answer}}, settings, 0).prompt
+        return read_row({"prompt": text, "answer": {"tests": test, **answer}}, "code", 0).prompt
     assert prompt("Find the last one.", type="functional", entry_point="last").endswith("must be called last.")
     assert prompt("Call last(x).", type="functional", entry_point="last") == "Call last(x)."
     assert "class Solution" in prompt("Double it.", type="functional", entry_point="f", starter_code="class Solution:\n  def f(self, x):")
@@ -201,7 +201,7 @@ def test_a_run_writes_metrics_samples_settings_and_an_ordinary_checkpoint(folder
     assert all(phases <= set(line["seconds"]) for line in steps)
     assert all(line["groups_mixed"] + line["groups_all_right"] + line["groups_all_wrong"] == 3 for line in steps)
     assert [line["step"] for line in lines if "eval_k" in line] == [0, 2, 3]
-    names = {"step", "eval_mean_at_k", "eval_pass_at_k", "eval_k", "oom_retries"}
+    names = {"step", "eval_mean_at_k", "eval_pass_at_k", "eval_k", "eval_distinct_answers", "eval_right", "oom_retries"}
     assert all(set(line) == names for line in lines if "eval_k" in line)
     samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert {line["step"] for line in samples} == {1, 2, 3} and all(len(line["attempts"]) == 4 for line in samples)
