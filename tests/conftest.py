@@ -35,10 +35,6 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the checks that take minutes")
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes minutes; runs with `python -m pytest --slow`")
-
-
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--slow"):
         for item in items:
