@@ -3,11 +3,12 @@
     sample K rollouts per problem -> verify each -> choose peers and write what the teacher reads
     -> score every token with the student and with the teacher -> one gradient
 
-    loss = sum_i sum_t w_it D( teacher(. | problem, peers_i, y_i<t) || student(. | problem, y_i<t) )
+    loss = sum_i sum_t w_it D( student(. | problem, y_i<t), teacher(. | problem, peers_i, y_i<t) )
 
-D is the Jensen-Shannon divergence by default; w holds one normaliser for the whole step. The loss
-is a divergence, not a reward: it starts small and need not fall. `plan` is the one place where the
-methods differ.
+D is the Jensen-Shannon divergence by default (directions: loss.py); w holds one normaliser for the
+whole step. The loss is a divergence, not a reward: it starts small and need not fall. A *success*
+is right and stopped by itself, a *failure* wrong and stopped; a truncated rollout is neither and is
+never shown, but it is trained on. `plan` decides what each method learns from a rollout.
 
     attempts = sample(student, tokenizer, problems, k=8, task="math", ...)
     plan(attempts, method="mopd", peers="contrastive", ...)
@@ -72,7 +73,7 @@ class Attempt:
     feedback: str = ""
     teacher_text: str = ""
     teacher_ids: list[int] = field(default_factory=list)
-    weight: float = 0.0  # multiplies the loss of each of its tokens; 0: nothing to learn from
+    weight: float = 0.0  # of each token before the normaliser; negative for a bad grpo rollout
 
     @property
     def success(self) -> bool:
@@ -84,7 +85,7 @@ class Attempt:
 class Teacher:
     """kind: "ema", "frozen", "current" (the student itself) or "external".
 
-    vocabulary: how many output rows student and teacher share; later rows are padding.
+    vocabulary: output rows that are compared, those of the smaller head; later ones are padding.
     """
 
     model: torch.nn.Module
@@ -94,7 +95,7 @@ class Teacher:
 
     @torch.no_grad()
     def update(self, student, rate: float) -> None:
-        """EMA, once after every optimizer step: teacher <- (1 - rate) teacher + rate student."""
+        """For "ema", after each optimizer step: teacher <- (1 - rate) teacher + rate student."""
         if self.kind == "ema":
             torch._foreach_lerp_(list(self.model.parameters()), list(student.parameters()), rate)
 
@@ -178,25 +179,28 @@ def sample(
 
 
 def plan(attempts, *, method, peers="contrastive", feedback=True, seed=0) -> None:
-    """Set every attempt's peers, feedback and weight: the one place where the methods differ.
+    """Set every attempt's peers, feedback and weight: what each method learns from a rollout.
 
-    mopd   the teacher reads the problem and the peers; with `feedback`, a wrong rollout for which
-           contrastive finds no successful peer (whatever `peers` is) also shows the verifier's
-           feedback on it
-    sdpo   the teacher reads one success, or else the feedback on the rollout itself
-    opd    an external teacher reads the problem alone
-    grpo   no teacher: weight = advantage, (r - group mean) / (group std + 1e-4)
-    rft    no teacher: weight 1 for a success, 0 otherwise
+    method, peers      only it succeeded    nobody succeeded         otherwise
+    mopd contrastive   one failure          one failure, feedback    two successes, one failure
+    mopd positive      weight 0             feedback                 two successes
+    sdpo               weight 0             feedback                 one success
+    opd                the bare problem, in every case (an external teacher)
+    grpo               no teacher: weight = (r - group mean) / (group std + 1e-4)
+    rft                no teacher: weight 1 for a success, else 0
+
+    Feedback is the verifier's on the rollout itself; `feedback=False` leaves it out of mopd. A
+    rollout with neither peers nor feedback has weight 0. Controls: see peer_context.choose_control.
     """
     texts = [peer_context.strip_thinking(a.text) for a in attempts]
     for i, a in enumerate(attempts):
         if method in ("mopd", "sdpo"):
             kind = "sdpo" if method == "sdpo" else peers
-            a.peers = like = choose(attempts, texts, i, kind, seed)
-            if kind not in SLOTS:  # controls: feedback exactly where contrastive would show it
-                like = choose(attempts, texts, i, "contrastive", seed)
-            helpless = not a.success and not like.successes
-            a.feedback = a.verdict.feedback if helpless and (feedback or method == "sdpo") else ""
+            a.peers = reference = choose(attempts, texts, i, kind, seed)
+            if kind not in SLOTS:  # a control shows feedback exactly where contrastive would
+                reference = choose(attempts, texts, i, "contrastive", seed)
+            alone = not a.success and not reference.successes
+            a.feedback = a.verdict.feedback if alone and (feedback or method == "sdpo") else ""
             a.weight = float(bool(a.peers.successes or a.peers.failures or a.feedback))
         elif method == "opd":
             a.weight = 1.0
@@ -236,14 +240,15 @@ def choose(attempts, texts: list[str], i: int, kind: str, seed) -> Peers:
 def write_contexts(
     attempts, teacher: Teacher, *, peer_tokens: int, longest: int, layout: str = "turn"
 ) -> dict[str, int]:
-    """Fill in teacher_text and teacher_ids of attempts with a weight; returns counts of cuts.
+    """Fill in teacher_text and teacher_ids of attempts with a weight; returns counts.
 
     layout: how the peers are written, see peer_context.teacher_messages. Each peer is cut to
     `peer_tokens` (head and tail kept). While prompt and completion exceed `longest` tokens, a peer
     is dropped: extra successes first, then the failure, the first success, the feedback. The
     problem, the instruction and the generation prompt are never cut. The attempt is skipped
     (weight 0) if no peer or feedback fits, if even the bare problem does not fit, or if it
-    contains a token that the teacher does not have.
+    contains an id beyond teacher.vocabulary. Counts: peers shortened, peers or feedback dropped,
+    tokens of all contexts.
     """
     counts = {"peers_shortened": 0, "peers_dropped": 0, "context_tokens": 0}
     shown = {j for a in attempts if a.weight for j in a.peers.successes + a.peers.failures}
@@ -254,7 +259,7 @@ def write_contexts(
         successes, failures = list(a.peers.successes), list(a.peers.failures)
         feedback = plain_text(teacher.tokenizer, a.feedback)
         counts["peers_shortened"] += sum(bodies[j][1] for j in successes + failures)
-        bare = not (successes or failures or feedback)
+        planned_bare = not (successes or failures or feedback)  # opd
         while True:
             messages = peer_context.teacher_messages(
                 layout,
@@ -276,7 +281,7 @@ def write_contexts(
                 feedback = ""
         a.peers = replace(a.peers, successes=tuple(successes), failures=tuple(failures))
         known = max(a.rollout.ids) < teacher.vocabulary
-        if fits and known and (bare or successes or failures or feedback):
+        if fits and known and (planned_bare or successes or failures or feedback):
             a.teacher_text, a.teacher_ids = peer_context.readable(messages), ids
             counts["context_tokens"] += len(ids)
         else:
@@ -372,10 +377,11 @@ def backward(
 ) -> dict:
     """Accumulate the gradient of the step's loss into the student's parameters; returns metrics.
 
-    The normaliser is computed once per step, before the first backward pass, so the gradient does
-    not depend on the micro-batches: "token" counts every completion token alike, "sequence" every
-    attempt. Only attempts that the method learns from count (for grpo: all of them). Without any
-    the loss is 0, without a gradient.
+    The normaliser is taken over the whole step before the first backward pass, so the gradients of
+    the micro-batches, and of the processes, simply add up. reduction "token": the number of
+    completion tokens; "sequence": the number of attempts, each by its mean token. Only attempts
+    with a weight count (for grpo: all). Without any the loss is 0, without a gradient.
+    temperature must be the sampler's; is_clip is exact for samples with top_p = 1.
 
     teacher_gap: mean of log teacher - log student over the scored tokens; stop_gap: over the stop
     tokens among them. A teacher that does not want to stop teaches the student not to.
@@ -389,14 +395,14 @@ def backward(
         options |= dict(divergence=divergence, top_k=top_k)
     sums = Sums()
     for batch in parallel.share(even_microbatches(attempts, micro_tokens)):
-        read = None
+        teacher_states = None
         with timed(seconds, "teacher", student):
             if teaches:
-                read = teacher_hidden(teacher, batch, micro_tokens, autocast, parts)
+                teacher_states = teacher_hidden(teacher, batch, micro_tokens, autocast, parts)
         with timed(seconds, "student", student):
             targets = targets_of(batch, total, reduction, head(student).device)
             score = functools.partial(
-                student_loss, student, teacher, batch, read, targets, options, parts
+                student_loss, student, teacher, batch, teacher_states, targets, options, parts
             )
             with autocast():
                 value, out = parallel.inside(student, score)
@@ -408,10 +414,11 @@ def backward(
 
 
 def even_microbatches(attempts, budget: int) -> list[list[Attempt]]:
-    """Micro-batches by the student's lengths; with several processes the same number for each.
+    """Micro-batches by the student's lengths; with several processes as many for each.
 
-    FSDP gathers the weights in every forward pass, so all processes must run equally many: the list
-    is padded with copies of weight 0, which change neither loss nor gradient.
+    There the longer of both lengths counts, because the teacher takes a batch whole. FSDP gathers
+    the weights in every forward pass, so all processes must run equally many: the list is padded
+    with copies of weight 0, which change neither loss nor gradient.
     """
     batches = microbatches(
         attempts, budget, student_tokens if parallel.world() == 1 else longer_tokens
@@ -432,35 +439,37 @@ def teacher_hidden(teacher: Teacher, batch, budget: int, autocast, parts: Parts)
     found = {}
     for rows in groups:
         prompts, completions = [a.teacher_ids for a in rows], [a.rollout.ids for a in rows]
-        read = functools.partial(parts.hidden_states, teacher.model, prompts, completions)
+        forward = functools.partial(parts.hidden_states, teacher.model, prompts, completions)
         with autocast():
-            states = parallel.inside(teacher.model, read)
+            states = parallel.inside(teacher.model, forward)
         found.update(zip(map(id, rows), states.split(list(map(len, completions))), strict=True))
     return torch.cat([found[id(a)] for a in batch])
 
 
 def targets_of(batch, total: int, reduction: str, device) -> tuple[torch.Tensor, ...]:
     """(sampled ids, their log-probabilities when sampled, weights) of a micro-batch, (N,) each."""
-    share = {
+    token_weight = {
         "token": lambda a: a.weight / total,
         "sequence": lambda a: a.weight / total / len(a.rollout.ids),
     }
-    weights = [share[reduction](a) for a in batch for _ in a.rollout.ids]
+    weights = [token_weight[reduction](a) for a in batch for _ in a.rollout.ids]
     ids = [t for a in batch for t in a.rollout.ids]
     sampled = [x for a in batch for x in a.rollout.logprobs]
     return tuple(torch.tensor(values, device=device) for values in (ids, sampled, weights))
 
 
-def student_loss(student, teacher: Teacher, batch, read, targets, options: dict, parts: Parts):
-    """(loss, the loss function's output) of a micro-batch; `read`: the teacher's states or None."""
+def student_loss(student, teacher, batch, teacher_states, targets, options: dict, parts: Parts):
+    """(loss, the loss function's output) of a micro-batch; no teacher_states: no teacher."""
     ids, sampled, weights = targets
     prompts, completions = [a.rollout.prompt_ids for a in batch], [a.rollout.ids for a in batch]
     hidden, matrix = parts.hidden_states(student, prompts, completions), head(student)
-    if read is None:
+    if teacher_states is None:
         out = parts.nll_loss(hidden, matrix, ids, weights, sampled_logprobs=sampled, **options)
     else:
         rows = slice(teacher.vocabulary)  # the padding of differently padded heads is left out
         options = options | dict(sampled_ids=ids, sampled_logprobs=sampled)
-        its = head(teacher.model)[rows]
-        out = parts.distill_loss(hidden, matrix[rows], read, its, weights, **options)
+        its_matrix = head(teacher.model)[rows]
+        out = parts.distill_loss(
+            hidden, matrix[rows], teacher_states, its_matrix, weights, **options
+        )
     return out.loss, out

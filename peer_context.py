@@ -25,14 +25,14 @@ ANOTHER_SUCCESS = "\n\nAnother correct solution to this problem:\n\n"
 FAILURE = "\n\nAn incorrect attempt at this problem, whose mistake must not be repeated:\n\n"
 FEEDBACK = "\n\nWhat was wrong with your own earlier attempt:\n\n"
 INSTRUCTION = "\n\nNow solve the original problem correctly, in the required form."
-# The same as turns of a conversation. The attempt that the feedback is about is never shown (the
-# teacher is about to score it), so it must not be taken for the one above.
+# The same as turns of a conversation. Feedback is about the rollout to be scored, which is never
+# shown: the wording keeps it apart from the failure that stands just before it.
 RIGHT, WRONG = "That is right. ", "That is wrong. "
 TURN_FEEDBACK = "\n\nWhat was wrong with another attempt of yours, which is not shown here:\n\n"
 LAYOUTS = ("turn", "turns")
-# What a completion says when it has learnt to speak of peers that its reader never saw. Left out,
-# because ordinary answers say it too: "the other solution" (of an equation), "the given solution"
-# (in a flask), "the original problem".
+# What a completion says when it has learnt to speak of peers that its reader never saw. Not among
+# them: "the other solution" (of an equation), "the given solution" (in a flask), "the original
+# problem", which ordinary answers say too.
 LEAK_PHRASES = tuple(
     "correct solution to this problem, previous solution, earlier solution, reference solution, "
     "previous attempt, earlier attempt, failed attempt, failed solution, incorrect attempt, "
@@ -56,14 +56,14 @@ def choose_peers(
 ) -> Peers:
     """Up to n_success correct and n_failure wrong rollouts of i's group, never i itself.
 
-    correct: K booleans, the verdicts. usable: K booleans, False for rollouts that may not be shown
-    (a truncated one is neither a success nor a failure); default all. texts: K strings; a text
-    equal to that of i or of a peer already chosen fills a slot only when nothing else can. Slots
-    that cannot be filled stay empty.
+    correct: K booleans, whether each is a success. usable: K booleans, False for rollouts that may
+    not be shown (a truncated one is neither success nor failure); default all. texts: K strings; a
+    text equal to that of i or of a peer already chosen fills a slot only when nothing else can.
+    Slots that cannot be filled stay empty.
 
     `seed` fixes one random order of the group's successes and one of its failures; every rollout
-    takes the first of them that it may. So each rollout's peers are a uniform draw, and most
-    rollouts of a group read the same peers, which the teacher then reads only once. Use another
+    takes the first of them that it may. So each rollout's peers are a uniform draw (but for equal
+    texts), and most contexts of a group are the same, which runtime/ reads only once. Use another
     seed for each run, step and problem, e.g. the tuple of them. Raises ValueError for an index
     outside the group or lists of different lengths.
     """
@@ -77,7 +77,7 @@ def choose_peers(
 
     def others(verdict):
         order = [j for j in range(len(correct)) if usable[j] and bool(correct[j]) is verdict]
-        # Before i is left out: the order is the whole group's, and most contexts are the same.
+        # Shuffle first, leave i out afterwards: all rollouts of the group share one order.
         random.Random(repr((seed, verdict))).shuffle(order)
         return [j for j in order if j != i]
 
@@ -196,12 +196,15 @@ def readable(messages) -> str:
 
 
 def strip_thinking(text) -> str:
-    """The text without `<think>…</think>`, or what a lone tag leaves open before or after it."""
+    """The text without `<think>…</think>`; a lone `</think>` takes all before it, a lone `<think>`
+    all after it.
+    """
     while "<think>" in text or "</think>" in text:  # again: removing one pair can make another
-        kept, (*closed, rest) = "", text.split("</think>")
+        *closed, rest = text.split("</think>")
+        kept = ""
         for piece in closed:
             before, opened, _ = piece.partition("<think>")
-            kept = kept + before if opened else ""
+            kept = kept + before if opened else ""  # a lone closing tag
         text = kept + rest.partition("<think>")[0]
     return text.strip()
 
@@ -212,7 +215,7 @@ def leaks(text) -> bool:
 
 
 def shorten(text, budget, encode, decode) -> tuple[str, bool]:
-    """(text, False) if it has at most `budget` tokens, else (its two ends around a mark, True).
+    """(text, False) if it has at most `budget` tokens, else (its ends around a mark, True).
 
     encode: text to token ids; decode: the reverse. The tail is kept because that is where the
     answer stands.
