@@ -94,7 +94,7 @@ def distill_loss(
     teacher_hidden (N, D') and teacher_head (V, D') do not. weights (N,) hold masks and normalisers:
     a row of weight 0 gets its divergence and no gradient. Products run in the dtype of the hidden
     states (float32, bfloat16, float64; autocast is ignored), all else in float32 (float64). A head
-    of another dtype is cast for the products; its gradient adds up in float32. Backward can run once.
+    of another dtype is cast for the products, its gradient adds up in float32. Backward runs once.
 
     top_k: compare the student's top_k tokens one by one and all others as one bucket.
     temperature: divides the logits of both sides.

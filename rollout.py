@@ -7,7 +7,7 @@ inverting the cumulative distribution function of the model's full softmax:
     u = uniform(seed, key, j, t)            for token t of rollout j of the prompt with this key
 
 u does not depend on a place in the batch. So, for given sampling options, a rollout is a function
-of (weights, prompt, seed, key, j) alone, up to the rounding of the forward pass, which varies with the batch's shape.
+of (weights, prompt, seed, key, j) alone, up to rounding, which varies with the batch's shape.
 
 Differences from `model.generate`: each prompt is read once and its cache copied to k rows; rows
 that have ended leave the batch; no `torch.multinomial`, on a CPU the slowest part of a small model;
