@@ -1,5 +1,4 @@
-"""One step of Multi-Rollout On-Policy Distillation (MOPD, arXiv 2605.12652): multi-*rollout*, not
-multi-teacher.
+"""One step of MOPD: Multi-Rollout (not multi-teacher) On-Policy Distillation, arXiv 2605.12652.
 
     sample K rollouts per problem -> verify each -> choose peers and write what the teacher reads
     -> score every token with the student and with the teacher -> one gradient
@@ -237,8 +236,7 @@ def choose(attempts, texts: list[str], i: int, kind: str, seed) -> Peers:
 def write_contexts(
     attempts, teacher: Teacher, *, peer_tokens: int, longest: int, layout: str = "turn"
 ) -> dict[str, int]:
-    """Fill in teacher_text and teacher_ids of attempts with a weight; returns counts of cuts and
-    tokens.
+    """Fill in teacher_text and teacher_ids of attempts with a weight; returns counts of cuts.
 
     layout: how the peers are written, see peer_context.teacher_messages. Each peer is cut to
     `peer_tokens` (head and tail kept). While prompt and completion exceed `longest` tokens, a peer
@@ -287,9 +285,7 @@ def write_contexts(
 
 
 def peer_body(text: str, tokenizer, budget: int) -> tuple[str, bool]:
-    """(an attempt as a peer: thoughts removed, special tokens broken up, at most `budget` tokens;
-    whether it was cut).
-    """
+    """(the text without thoughts and special tokens, of at most `budget` tokens; was it cut?)."""
 
     def encode(part):
         return tokenizer(part, add_special_tokens=False)["input_ids"]
@@ -331,19 +327,18 @@ def microbatches(attempts, budget: int, size=longer_tokens) -> list[list[Attempt
 
 
 def hidden_states(model, prompts, completions) -> torch.Tensor:
-    """Final hidden states (N, D) at the positions that predict the completion tokens, row after
-    row.
+    """Final hidden states (N, D) at the positions that predict the completion tokens.
 
-    prompts, completions: lists of B lists of token ids; N counts all completion tokens. Right
-    padding: with causal attention no real token sees it, and every row keeps positions 0, 1, 2, ...
+    prompts, completions: lists of B lists of token ids; N counts all completion tokens, row after
+    row. Right padding: with causal attention no real token sees it, and every row keeps positions
+    0, 1, 2, ...
     """
     rows = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     predicts = torch.zeros(ids.shape, dtype=torch.bool)
     for n, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         ids[n, : len(row)] = torch.tensor(row)
-        # The token at t is predicted at t - 1: from the last prompt token to the one before the
-        # end.
+        # The token at t is predicted at t - 1, the first one by the last prompt token.
         predicts[n, len(prompt) - 1 : len(row) - 1] = True
     device = head(model).device
     states = model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state
@@ -375,8 +370,7 @@ def backward(
     seconds: dict | None = None,
     parts: Parts = Parts(),  # noqa: B008 (frozen)
 ) -> dict:
-    """Accumulate the gradient of the step's loss into the student's parameters; returns metrics
-    (None: undefined).
+    """Accumulate the gradient of the step's loss into the student's parameters; returns metrics.
 
     The normaliser is computed once per step, before the first backward pass, so the gradient does
     not depend on the micro-batches: "token" counts every completion token alike, "sequence" every
@@ -458,9 +452,7 @@ def targets_of(batch, total: int, reduction: str, device) -> tuple[torch.Tensor,
 
 
 def student_loss(student, teacher: Teacher, batch, read, targets, options: dict, parts: Parts):
-    """(loss, the loss function's output) of a micro-batch; `read`: the teacher's hidden states or
-    None.
-    """
+    """(loss, the loss function's output) of a micro-batch; `read`: the teacher's states or None."""
     ids, sampled, weights = targets
     prompts, completions = [a.rollout.prompt_ids for a in batch], [a.rollout.ids for a in batch]
     hidden, matrix = parts.hidden_states(student, prompts, completions), head(student)

@@ -1,11 +1,9 @@
-"""Choose the peers of a rollout and write what the teacher reads. Standard library only; knows
-nothing of models.
+"""Choose the peers of a rollout and write what the teacher reads; knows nothing of models.
 
 MOPD scores rollout i of a problem with a teacher that has read the student's *other* attempts at
 the same problem:
 
-    context_i = problem + successes (correct peers) + failure (a wrong peer) + "solve the original
-    problem"
+    context_i = problem + successes (correct peers) + failure (a wrong peer) + "now solve it"
 
 **positive** contexts hold successes only, **contrastive** ones a failure too (arXiv 2605.12652,
 sections on positive peer imitation and contrastive success-failure conditioning). Differences from
@@ -16,8 +14,8 @@ with the same text as the rollout or as another peer is the last choice. The wor
     text = teacher_prompt(problem, successes=[texts[j] for j in peers.successes],
                           failures=[texts[j] for j in peers.failures])
 
-`teacher_prompt` writes the paper's layout, one user turn; `teacher_turns` the same as turns of a
-conversation."""
+`teacher_prompt` is the paper's layout, one user turn; `teacher_turns` the same as a conversation.
+"""
 
 import random
 from dataclasses import dataclass
@@ -35,20 +33,12 @@ LAYOUTS = ("turn", "turns")
 # What a completion says when it has learnt to speak of peers that its reader never saw. Left out,
 # because ordinary answers say it too: "the other solution" (of an equation), "the given solution"
 # (in a flask), "the original problem".
-LEAK_PHRASES = (
-    "correct solution to this problem",
-    "previous solution",
-    "earlier solution",
-    "reference solution",
-    "previous attempt",
-    "earlier attempt",
-    "failed attempt",
-    "failed solution",
-    "incorrect attempt",
-    "mistake must not be repeated",
-    "another attempt of yours",
-    "that is right.",
-    "that is wrong.",
+LEAK_PHRASES = tuple(
+    "correct solution to this problem, previous solution, earlier solution, reference solution, "
+    "previous attempt, earlier attempt, failed attempt, failed solution, incorrect attempt, "
+    "mistake must not be repeated, another attempt of yours, that is right., that is wrong.".split(
+        ", "
+    )
 )
 
 
@@ -61,9 +51,10 @@ class Peers:
     empty: int = 0  # slots that a control could not fill
 
 
-def choose_peers(correct, i, *, n_success, n_failure, usable=None, texts=None, seed=0) -> Peers:
-    """The peers of rollout `i` from its group: up to n_success correct and n_failure wrong ones,
-    never i itself.
+def choose_peers(
+    correct, i: int, *, n_success: int, n_failure: int, usable=None, texts=None, seed=0
+) -> Peers:
+    """Up to n_success correct and n_failure wrong rollouts of i's group, never i itself.
 
     correct: K booleans, the verdicts. usable: K booleans, False for rollouts that may not be shown
     (a truncated one is neither a success nor a failure); default all. texts: K strings; a text
@@ -86,9 +77,8 @@ def choose_peers(correct, i, *, n_success, n_failure, usable=None, texts=None, s
 
     def others(verdict):
         order = [j for j in range(len(correct)) if usable[j] and bool(correct[j]) is verdict]
-        random.Random(repr((seed, verdict))).shuffle(
-            order
-        )  # before i is left out: the order is the whole group's
+        # Before i is left out: the order is the whole group's, and most contexts are the same.
+        random.Random(repr((seed, verdict))).shuffle(order)
         return [j for j in order if j != i]
 
     successes = distinct_first(others(True), n_success, texts, taken=[texts[i]])
@@ -97,9 +87,7 @@ def choose_peers(correct, i, *, n_success, n_failure, usable=None, texts=None, s
 
 
 def distinct_first(order, n, texts, *, taken=()) -> tuple[int, ...]:
-    """The first n of `order`, where those whose text has come before (or is in `taken`) go to the
-    end.
-    """
+    """The first n of `order`; those whose text has come before or is in `taken` count as last."""
     seen, fresh, repeats = set(taken), [], []
     for j in order:
         (repeats if texts[j] in seen else fresh).append(j)
@@ -115,14 +103,14 @@ def draw(candidates, n, texts, rng, *, taken=()) -> tuple[int, ...]:
 
 
 def choose_control(kind, group, correct, i, *, usable, texts, seed=0) -> Peers:
-    """Peers of rollout `i` under a matched-budget control: the slots that contrastive would fill,
-    filled differently.
+    """An ablation with as many peers as contrastive: only *which* peers are shown changes.
 
     All lists run over the whole step (S rollouts): group names each rollout's problem, the other
     arguments are as for choose_peers, and so are the positions in the answer. Slots that cannot be
     filled stay empty, counted in `empty`. "random": same slots and labels, drawn from the group
     whatever the verdict. "unrelated": every slot a success of another problem, labelled a success.
-    "success_only": the failure slot becomes one more success of the same problem."""
+    "success_only": the failure slot becomes one more success of the same problem.
+    """
     members = [j for j in range(len(correct)) if group[j] == group[i]]
     like = choose_peers(
         [correct[j] for j in members],
@@ -152,8 +140,7 @@ def choose_control(kind, group, correct, i, *, usable, texts, seed=0) -> Peers:
 
 
 def teacher_prompt(problem, *, successes=(), failures=(), feedback="") -> str:
-    """The text of the one user turn that the teacher reads: problem, successes, failures, feedback,
-    instruction.
+    """What the teacher reads as one user turn: problem, successes, failures, feedback, instruction.
 
     Everything stays inside this turn: peers added after the chat template has closed it would be
     read as the model's own words or as another turn. Without peers and feedback it is the bare
@@ -171,8 +158,7 @@ def teacher_prompt(problem, *, successes=(), failures=(), feedback="") -> str:
 
 
 def teacher_turns(problem, *, successes=(), failures=(), feedback="") -> list[dict[str, str]]:
-    """What the teacher reads as turns of a conversation: [{"role": "user" or "assistant",
-    "content": text}, ...].
+    """What the teacher reads as a conversation: [{"role": "user" or "assistant", "content"}, ...].
 
     Each peer is an exchange: the problem as the user's turn, the attempt as the assistant's; its
     verdict opens the user turn that follows. Failures come first, so that the last thing read is a
@@ -194,9 +180,7 @@ def teacher_turns(problem, *, successes=(), failures=(), feedback="") -> list[di
 
 
 def teacher_messages(layout, problem, **peers) -> list[dict[str, str]]:
-    """The conversation that the teacher reads in a layout: "turn" (`teacher_prompt`) or "turns"
-    (`teacher_turns`).
-    """
+    """What the teacher reads in one of LAYOUTS: `teacher_prompt` or `teacher_turns`."""
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}: use {', '.join(LAYOUTS)}")
     if layout == "turns":
@@ -205,18 +189,14 @@ def teacher_messages(layout, problem, **peers) -> list[dict[str, str]]:
 
 
 def readable(messages) -> str:
-    """A conversation as a text to look at: the turn itself where there is one, else each turn under
-    its role.
-    """
+    """A conversation as a text to look at: a single turn as it is, several under their roles."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
 
 
 def strip_thinking(text) -> str:
-    """The text without `<think>…</think>`, without what precedes a lone `</think>` and follows a
-    lone `<think>`.
-    """
+    """The text without `<think>…</think>`, or what a lone tag leaves open before or after it."""
     while "<think>" in text or "</think>" in text:  # again: removing one pair can make another
         kept, (*closed, rest) = "", text.split("</think>")
         for piece in closed:
@@ -232,8 +212,7 @@ def leaks(text) -> bool:
 
 
 def shorten(text, budget, encode, decode) -> tuple[str, bool]:
-    """(text, False) when it has at most `budget` tokens, else (its first and last tokens around a
-    mark, True).
+    """(text, False) if it has at most `budget` tokens, else (its two ends around a mark, True).
 
     encode: text to token ids; decode: the reverse. The tail is kept because that is where the
     answer stands.

@@ -8,13 +8,12 @@ Python function (code verifier). The evaluation asks in words that training neve
 about countries or functions that training never shows. Every run is `python train.py ...` in a process of its own with one
 thread. The learning rate is the better of --lrs on another seed than those of the table, after --choice-steps steps.
 Intervals are 95 % bootstrap intervals over seeds. Writes OUT/NAME/ for each run (finished ones are not run again),
-OUT/table.md and OUT/results.json.
+OUT/table.md, OUT/TASK.svg and OUT/results.json.
 """
 
 import argparse
 import json
 import os
-import random
 import shutil
 import statistics
 import subprocess
@@ -127,6 +126,36 @@ def run(task, arm, lr, seed, steps, options) -> dict:
     return numbers
 
 
+COLOURS = ("#1f77b4", "#17becf", "#7f7f7f", "#c7c7c7", "#d62728", "#2ca02c", "#9467bd")
+
+
+def picture(task, options, found) -> str:
+    """Held-out mean@8 by step as SVG: a line for each arm, a band from the lowest to the highest seed."""
+    x, y = (lambda step: 50 + 440 * int(step) / options.steps), (lambda value: 240 - 200 * value)
+    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 280" font-family="sans-serif" font-size="12">',
+             '<rect width="700" height="280" fill="white"/>']
+    for value in (0, 0.25, 0.5, 0.75, 1):
+        parts.append(f'<path d="M50 {y(value)}H490" stroke="#ddd"/><text x="44" y="{y(value) + 4}" text-anchor="end">{value:g}</text>')
+    for a, colour in zip(options.arms, COLOURS):
+        curves = [found[task, a, seed]["curve"] for seed in options.seeds]
+        steps = sorted(curves[0], key=int)
+        values = {step: [curve[step]["mean"] for curve in curves] for step in steps}
+        band = [f"{x(t):.0f},{y(min(values[t])):.0f}" for t in steps] + [f"{x(t):.0f},{y(max(values[t])):.0f}" for t in reversed(steps)]
+        line = " ".join(f"{x(t):.0f},{y(statistics.fmean(values[t])):.0f}" for t in steps)
+        parts.append(f'<polygon points="{" ".join(band)}" fill="{colour}" opacity="0.15"/>'
+                     f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    ends = sorted((statistics.fmean(found[task, a, s]["curve"][str(options.steps)]["mean"] for s in options.seeds), a, colour)
+                  for a, colour in zip(options.arms, COLOURS))
+    at = 250.0
+    for value, a, colour in ends:                       # from below; labels keep 14 units apart
+        at = min(at - 14, y(value) + 4)
+        parts.append(f'<text x="496" y="{at:.0f}" fill="{colour}">{a} {value:.2f}</text>')
+    parts += [f'<text x="{x(t):.0f}" y="256" text-anchor="middle">{t}</text>' for t in range(0, options.steps + 1, options.steps // 4)]
+    name = Path(options.model).name
+    return "\n".join([*parts, f'<text x="50" y="20">{task}: held-out mean@8 by step, mean and range of '
+                      f'{len(options.seeds)} seeds ({name})</text>', "</svg>"]) + "\n"
+
+
 def read(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
@@ -172,6 +201,8 @@ def main():
         rows.append(f"| {t} | {a} | {best[t, a]:g} | {start:.2f} | "
                     + " | ".join([*(at(q, "mean") for q in quarters), *last,
                                   f"{statistics.fmean(one['seconds'] for one in runs):.0f}"]) + " |")
+    for t in options.task:
+        (options.out / f"{t}.svg").write_text(picture(t, options, found), "utf-8")
     (options.out / "table.md").write_text("\n".join(rows) + "\n", "utf-8")
     results = {"choice": {" ".join(map(str, key)): value for key, value in score.items()}, "runs": list(found.values())}
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")

@@ -29,8 +29,7 @@ def find_file(spec) -> Path:
 def read_problems(
     spec: str, task: str, *, prompt_field=None, answer_field=None, system_field=None
 ) -> list[Problem]:
-    """The rows of a JSON Lines file, or of one on the Hub, as problems; their keys are their
-    numbers.
+    """The rows of a JSON Lines file, or of one on the Hub, as problems numbered by `key`.
 
     prompt_field, answer_field, system_field: names of the fields (default prompt, answer, system).
     A bad row raises ValueError with file and line number.

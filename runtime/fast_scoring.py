@@ -15,9 +15,7 @@ from runtime.models import head, product_dtype
 
 
 def hidden_states(model, prompts, completions) -> torch.Tensor:
-    """`mopd.hidden_states`, sharing prompts where at most half as many prompts as completions are
-    distinct.
-    """
+    """`mopd.hidden_states`, sharing prompts where there are two completions for each or more."""
     few = 2 * len(set(map(tuple, prompts))) <= len(prompts)
     # On a GPU whole rows are faster: its flash attention takes no mask. With several processes all
     # must run the same number of forward passes, because each gathers the sharded weights.
@@ -40,8 +38,7 @@ def can_share(model) -> bool:
 
 
 def shared_hidden_states(model, prompts, completions) -> torch.Tensor:
-    """Reads each distinct prompt once, copies its cache to its completions and reads only them.
-    Returns (N, D).
+    """Reads each distinct prompt once, copies its cache to its completions: returns (N, D).
 
     Gradients flow back through the copies. Prompts are padded on the right and the padding is
     masked; every query still sees its own prompt, so no softmax gets an empty row.

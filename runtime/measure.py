@@ -1,5 +1,4 @@
-"""Is the teacher any good, and in which layout? Measured before training, because a student learns
-its teacher's faults.
+"""Is the teacher any good, and in which layout? A student learns its teacher's faults, too.
 
 The teacher writes answers of its own after what it would read in training: after positive and
 contrastive contexts (and those of the run, where they are others), in each layout that the chat
@@ -114,9 +113,7 @@ def bare_answers(run, members, wanted) -> dict:
 
 
 def answers(run, model, tokenizer, copies, wanted) -> dict:
-    """`wanted` answers, evenly over the problems, that `model` writes after what `copies` with a
-    weight read.
-    """
+    """`wanted` answers of `model`, evenly over the problems, after the contexts of `copies`."""
     s, limit, rows = run.settings, max_length(model), []
     for mates in report.grouped(copies):
         fits = [a for a in mates if a.weight and len(a.teacher_ids) + s.max_new_tokens <= limit]
@@ -188,8 +185,7 @@ def copies_text(copies, position) -> str:
 
 
 def lead(arm, other, rates="rates", mean="right") -> tuple[float | None, float | None]:
-    """(mean over the problems that both have of the difference of their rates, its standard error);
-    None, None without two such problems.
+    """(mean difference of two arms' rates over their common problems, its standard error).
 
     The standard error is over problems, but never below that of independent samples: where a
     handful of problems agree by chance, their spread says nothing.
@@ -203,9 +199,7 @@ def lead(arm, other, rates="rates", mean="right") -> tuple[float | None, float |
 
 
 def token_leads(run, copies) -> dict:
-    """Mean log teacher - log student over the tokens of at most SAMPLES rollouts, and over their
-    stop tokens.
-    """
+    """Mean log teacher - log student over tokens, and stop tokens, of at most SAMPLES rollouts."""
     rows = [a for a in copies if a.weight]
     rows = rows[:: math.ceil(len(rows) / SAMPLES) or 1]
     read = report.read_tokens(
@@ -225,9 +219,7 @@ def token_leads(run, copies) -> dict:
 
 
 def choose(table) -> str:
-    """The layout for the run's own contexts: the paper's, unless the other leads it by more than
-    two standard errors.
-    """
+    """The paper's layout, unless the other leads it by more than two standard errors."""
     arms = table["arms"].get(table["own"], {})
     if PAPERS not in arms:
         return next(iter(arms), PAPERS)
@@ -240,9 +232,7 @@ def choose(table) -> str:
 
 
 def harmful(table) -> bool:
-    """Whether the teacher is worse than the student in every layout by more than two standard
-    errors.
-    """
+    """Whether the teacher trails the student by two standard errors in every layout."""
     arms = table["arms"].get(table["own"], {}).values()
     known = [arm for arm in arms if arm.get("lead") is not None]
     return bool(known) and all(arm["lead"] < -2 * arm["error"] for arm in known)

@@ -47,9 +47,7 @@ class Sums:
 
 @contextlib.contextmanager
 def timed(seconds: dict, name: str, model):
-    """Add the time of the block to seconds[name]; a GPU is waited for, or the next block would show
-    its work.
-    """
+    """Add the block's time to seconds[name]; waits for a GPU, or the next block had its work."""
     start = time.perf_counter()
     yield
     if head(model).device.type == "cuda":
@@ -58,8 +56,7 @@ def timed(seconds: dict, name: str, model):
 
 
 def describe(attempts) -> dict:
-    """Counts and means over a step's attempts: what the groups looked like and what could be
-    learned from them.
+    """Counts and means over a step's attempts: what its groups looked like.
 
     distinct_*: different answers and texts in a group, averaged over groups. sampled_entropy: mean
     of -log p over the sampled tokens, an unbiased estimate of the entropy of the law that they were

@@ -1,5 +1,4 @@
-"""What has to be known about a model and its tokenizer: output matrix, stop tokens, limits, chat
-template.
+"""What has to be known about a model: output matrix, stop tokens, limits, chat template.
 
 Everything that differs between model families stands here, so that mopd.py can speak of the method
 alone."""
@@ -72,9 +71,7 @@ def check_model(model, name: str) -> None:
 
 
 def stop_ids(model, tokenizer) -> list[int]:
-    """Every token that ends a turn: the tokenizer's and the model's own, of which there may be
-    several.
-    """
+    """Every token that ends a turn: the tokenizer's and the model's own, which may be several."""
     found = {tokenizer.eos_token_id}
     for config in (model.config, model.generation_config):
         ids = getattr(config, "eos_token_id", None)
@@ -91,8 +88,7 @@ def max_length(model) -> int:
 
 
 def chat_ids(tokenizer, system: str, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a conversation with the generation prompt, by the chat template (thinking off if
-    it can be).
+    """Token ids of a conversation with the generation prompt, thinking off where it can be.
 
     messages: [{"role": "user" or "assistant", "content": text}, ...], user first. Rendered to text
     first and tokenised without special tokens: the template writes its own, and a second BOS would
@@ -115,9 +111,7 @@ def _render(tokenizer, messages) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _writes_role(tokenizer, role: str) -> bool:
-    """Whether the chat template writes a system message ("system") or earlier turns of the
-    assistant ("assistant").
-    """
+    """Whether the chat template writes a "system" message, or earlier "assistant" turns."""
     if not tokenizer.chat_template:
         raise ValueError(
             "the tokenizer has no chat template: use an instruction-tuned model, or give it one"
@@ -133,9 +127,7 @@ def _writes_role(tokenizer, role: str) -> bool:
 
 
 def layouts_of(tokenizer) -> tuple[str, ...]:
-    """The layouts of peers that the chat template can write: some have no place for earlier turns
-    of the assistant.
-    """
+    """The layouts that the chat template can write: some drop earlier turns of the assistant."""
     return peer_context.LAYOUTS if _writes_role(tokenizer, "assistant") else ("turn",)
 
 
@@ -149,9 +141,7 @@ def completion_text(tokenizer, ids: list[int]) -> str:
 
 
 def plain_text(tokenizer, text: str) -> str:
-    """The text with the special tokens that it spells out broken up: tokenised, they would end its
-    turn.
-    """
+    """The text with its special tokens broken up: tokenised, they would end its turn."""
     for token in tokenizer.added_tokens_decoder.values():
         if token.special:
             text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")
@@ -159,9 +149,7 @@ def plain_text(tokenizer, text: str) -> str:
 
 
 def product_dtype(hidden: torch.Tensor) -> torch.Tensor:
-    """Autocast leaves the last norm's output in float32; cast it, or the product with the head runs
-    in float32.
-    """
+    """Autocast leaves the final norm's output in float32: cast back, or the head runs in it."""
     kind = hidden.device.type
     enabled = torch.is_autocast_enabled(kind)
     return hidden.to(torch.get_autocast_dtype(kind)) if enabled else hidden

@@ -1,12 +1,15 @@
-"""Look at a run: the lines it prints, monitors, the token view, and a page of its own without network or packages.
+"""Look at a run: the lines it prints, monitors, the token view, and a page of its own without
+network or packages.
 
-The token view shows every token of some rollouts coloured by what the teacher thinks of it, the log-ratio
+The token view shows every token of some rollouts coloured by what the teacher thinks of it, the
+log-ratio
 
     log teacher(y_t | problem, peers, y_<t) - log student(y_t | problem, y_<t)
 
-with the peers that training would choose, context by context. `token_view` records it, `write_report` puts it and the
-curves of one or more runs into report.html, `show` prints it in the terminal. Needs a run's metrics.jsonl and
-tokens.jsonl, mopd.py and loss.py; knows nothing of data files, optimizers or checkpoints.
+with the peers that training would choose, context by context. `token_view` records it,
+`write_report` puts it and the curves of one or more runs into report.html, `show` prints it in the
+terminal. Needs a run's metrics.jsonl and tokens.jsonl, mopd.py and loss.py; knows nothing of data
+files, optimizers or checkpoints.
 
     python analyze.py report OUT [OUT2 ...]
     python analyze.py show OUT --step 30
@@ -30,63 +33,102 @@ import numpy
 import torch
 
 import mopd
-from runtime import parallel
 import peer_context
 import verifiers
 from loss import CHUNK_SIZE
+from runtime import parallel
 from runtime.fast_loss import distill_loss
 from runtime.fast_rollout import fused_norms
 from runtime.models import head, max_length
 
-VIEW_GROUPS, VIEW_TOKENS = 3, 400                # groups of an evaluated step in the token view; tokens of each rollout
-CONTEXTS = ("none", "positive", "contrastive")    # what the token view and preflight show of every run
-PAGE_BYTES = 4_500_000                           # token data beyond this stay out of the page
+# groups of an evaluated step in the token view; tokens of each rollout
+VIEW_GROUPS, VIEW_TOKENS = 3, 400
+# what the token view and preflight show of every run
+CONTEXTS = ("none", "positive", "contrastive")
+PAGE_BYTES = 4_500_000  # token data beyond this stay out of the page
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
 # --- what a run prints and records ---
 
+
 def announce(run):
     """The run's arithmetic, before any work."""
     s, mega = run.settings, 2**20
-    parameters, vocabulary = sum(p.numel() for p in run.student.parameters()), len(head(run.student))
+    parameters, vocabulary = (
+        sum(p.numel() for p in run.student.parameters()),
+        len(head(run.student)),
+    )
     copies, rows = 4 + (run.teacher.kind in ("ema", "frozen")), s.problems * s.rollouts
-    print(f"{s.method}{f' ({s.peers})' if s.peers else ''} on {s.task}: {s.model}, {parameters / 1e6:.1f}M parameters, "
-          f"{s.device} in {s.dtype}; {len(run.train)} training and {len(run.held_out)} evaluation problems")
-    print(f"{s.steps} steps of {s.problems} problems x {s.rollouts} rollouts = {rows} rollouts, "
-          f"at most {rows * s.max_new_tokens:,} new tokens a step")
+    print(
+        f"{s.method}{f' ({s.peers})' if s.peers else ''} on {s.task}: {s.model}, {parameters / 1e6:.1f}M parameters, "
+        f"{s.device} in {s.dtype}; {len(run.train)} training and {len(run.held_out)} evaluation problems"
+    )
+    print(
+        f"{s.steps} steps of {s.problems} problems x {s.rollouts} rollouts = {rows} rollouts, "
+        f"at most {rows * s.max_new_tokens:,} new tokens a step"
+    )
     size = sum(p.numel() * p.element_size() for p in run.teacher.model.parameters()) / mega
     external = f", external teacher {size:,.0f} MiB" if run.teacher.kind == "external" else ""
     chunk = CHUNK_SIZE.get(torch.device(s.device).type, 256)
     shards = f", 1/{parallel.world()} of it in each process" if parallel.world() > 1 else ""
-    print(f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} {parameters * 4 * copies / mega:,.0f} "
-          f"MiB{external}{shards}; logits: a whole step's would be "
-          f"{rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, the loss holds those of {chunk} tokens, "
-          f"{chunk * vocabulary * 4 / mega:,.1f} MiB")
+    print(
+        f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} {parameters * 4 * copies / mega:,.0f} "
+        f"MiB{external}{shards}; logits: a whole step's would be "
+        f"{rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, the loss holds those of {chunk} tokens, "
+        f"{chunk * vocabulary * 4 / mega:,.1f} MiB"
+    )
     if s.task == "code":
         print(verifiers.describe_isolation())
     if not run.held_out:
-        print("no --eval-data: nothing is held out, and success on the training problems is all there is to watch")
+        print(
+            "no --eval-data: nothing is held out, and success on the training problems is all there is to watch"
+        )
     print(f"run folder: {run.out}")
 
 
 def line_of(m) -> str:
     number = lambda value, form: "-" if value is None else format(value, form)
-    odd = "".join(f"  {name} {m[name]}" for name in ("peers_shortened", "peers_dropped", "empty_slots", "leaks",
-                                                      "oom_retries") if m.get(name))
-    return (f"step {m['step']:4d}  loss {m['loss']:.4f}  success {m['success']:.3f}  groups mixed/right/wrong "
-            f"{m['groups_mixed']}/{m['groups_all_right']}/{m['groups_all_wrong']}  unweighted {m['unweighted']}  "
-            f"truncated {m['truncated']}  length {m['mean_completion_length']:.1f}  "
-            f"|g| {number(m['grad_norm'], '.3f')}  {sum(m['seconds'].values()):.1f}s{odd}")
+    odd = "".join(
+        f"  {name} {m[name]}"
+        for name in ("peers_shortened", "peers_dropped", "empty_slots", "leaks", "oom_retries")
+        if m.get(name)
+    )
+    return (
+        f"step {m['step']:4d}  loss {m['loss']:.4f}  success {m['success']:.3f}  groups mixed/right/wrong "
+        f"{m['groups_mixed']}/{m['groups_all_right']}/{m['groups_all_wrong']}  unweighted {m['unweighted']}  "
+        f"truncated {m['truncated']}  length {m['mean_completion_length']:.1f}  "
+        f"|g| {number(m['grad_norm'], '.3f')}  {sum(m['seconds'].values()):.1f}s{odd}"
+    )
 
 
 def sample_records(step, attempts) -> list[dict]:
-    """One record per group: the texts, verdicts, peers (positions in the step) and teacher prompts of this step."""
-    return [{"step": step, "problem": mates[0][1].problem.key, "prompt": mates[0][1].problem.prompt, "attempts": [
-                {"position": i, "text": a.text, "stopped": a.rollout.stopped, "correct": a.verdict.correct,
-                 "answer": a.verdict.answer, "feedback": a.verdict.feedback, "successes": a.peers.successes,
-                 "failures": a.peers.failures, "teacher_prompt": a.teacher_text, "weight": a.weight} for i, a in mates]}
-            for mates in grouped(enumerate(attempts), of=lambda pair: pair[1].group)]
+    """One record per group: the texts, verdicts, peers (positions in the step) and teacher prompts
+    of this step.
+    """
+    return [
+        {
+            "step": step,
+            "problem": mates[0][1].problem.key,
+            "prompt": mates[0][1].problem.prompt,
+            "attempts": [
+                {
+                    "position": i,
+                    "text": a.text,
+                    "stopped": a.rollout.stopped,
+                    "correct": a.verdict.correct,
+                    "answer": a.verdict.answer,
+                    "feedback": a.verdict.feedback,
+                    "successes": a.peers.successes,
+                    "failures": a.peers.failures,
+                    "teacher_prompt": a.teacher_text,
+                    "weight": a.weight,
+                }
+                for i, a in mates
+            ],
+        }
+        for mates in grouped(enumerate(attempts), of=lambda pair: pair[1].group)
+    ]
 
 
 def grouped(items, *, of=lambda a: a.group) -> list[list]:
@@ -98,35 +140,54 @@ def grouped(items, *, of=lambda a: a.group) -> list[list]:
 
 
 def example_of(attempts):
-    """(a success, a failure) of one group, where the teacher of the failure reads as many kinds of peers as any here;
-    None where there is no mixed group."""
+    """(a success, a failure) of one group, where the teacher of the failure reads as many kinds of
+    peers as any here; None where there is no mixed group."""
     pairs = []
     for mates in grouped(attempts):
-        success, failures = next((a for a in mates if a.success), None), [a for a in mates if not a.success]
+        success, failures = (
+            next((a for a in mates if a.success), None),
+            [a for a in mates if not a.success],
+        )
         pairs += [(success, failure) for failure in failures if success]
-    return max(pairs, key=lambda pair: bool(pair[1].peers.successes) + bool(pair[1].peers.failures), default=None)
+    return max(
+        pairs,
+        key=lambda pair: bool(pair[1].peers.successes) + bool(pair[1].peers.failures),
+        default=None,
+    )
 
 
 def summarise(run, example):
-    """The end of a run: a group and what its teacher read, before and after, where things are, what to try next."""
+    """The end of a run: a group and what its teacher read, before and after, where things are, what
+    to try next.
+    """
     if example:
         success, failure = example
-        print(f"--- a problem\n{failure.problem.prompt}\n--- a success\n{success.text}\n--- a failure\n{failure.text}")
+        print(
+            f"--- a problem\n{failure.problem.prompt}\n--- a success\n{success.text}\n--- a failure\n{failure.text}"
+        )
         if failure.teacher_text:
-            print(f"--- what the teacher read before it scored this failure token by token\n{failure.teacher_text}")
+            print(
+                f"--- what the teacher read before it scored this failure token by token\n{failure.teacher_text}"
+            )
         print("---")
-    evaluations = [record for record in read_records(run.out / "metrics.jsonl") if "eval_k" in record]
+    evaluations = [
+        record for record in read_records(run.out / "metrics.jsonl") if "eval_k" in record
+    ]
     if evaluations:
         first, last = evaluations[0], evaluations[-1]
         for name in ("mean", "pass"):
             before, after = first[f"eval_{name}_at_k"], last[f"eval_{name}_at_k"]
-            print(f"held-out {name}@{last['eval_k']}: {before:.3f} at step {first['step']}, "
-                  f"{after:.3f} at step {last['step']}")
+            print(
+                f"held-out {name}@{last['eval_k']}: {before:.3f} at step {first['step']}, "
+                f"{after:.3f} at step {last['step']}"
+            )
     print(f"curves and coloured tokens: {write_report([run.out])}")
     print(f"metrics, samples and checkpoints: {run.out}")
-    print("next: another --task, --peers or --method" + (", or your own --model and --data (README.md)"
-                                                         if run.settings.model == "tiny" else "")
-          + f"; then both in one page: python analyze.py report {run.out} OTHER")
+    print(
+        "next: another --task, --peers or --method"
+        + (", or your own --model and --data (README.md)" if run.settings.model == "tiny" else "")
+        + f"; then both in one page: python analyze.py report {run.out} OTHER"
+    )
 
 
 def stopped(run):
@@ -137,11 +198,21 @@ def stopped(run):
 
 
 def read_records(path) -> list[dict]:
-    """The records of a JSON Lines file; what cannot be read is left out and counted: a broken run is looked at, too."""
-    records, lost, finite = [], 0, lambda text: value if math.isfinite(value := float(text)) else None
-    for line in filter(bytes.strip, Path(path).read_bytes().split(b"\n") if Path(path).is_file() else ()):
+    """The records of a JSON Lines file; what cannot be read is left out and counted: a broken run
+    is looked at, too.
+    """
+    records, lost, finite = (
+        [],
+        0,
+        lambda text: value if math.isfinite(value := float(text)) else None,
+    )
+    for line in filter(
+        bytes.strip, Path(path).read_bytes().split(b"\n") if Path(path).is_file() else ()
+    ):
         try:
-            records.append(json.loads(line.decode("utf-8"), parse_constant=finite, parse_float=finite))
+            records.append(
+                json.loads(line.decode("utf-8"), parse_constant=finite, parse_float=finite)
+            )
         except (ValueError, RecursionError):
             lost += 1
     kept = [r for r in records if isinstance(r, dict) and type(r.get("step")) is int]
@@ -152,54 +223,110 @@ def read_records(path) -> list[dict]:
 
 def read_views(folder) -> list[dict]:
     """The groups in tokens.jsonl that can be shown."""
-    lists = lambda of, names: isinstance(of, dict) and all(isinstance(of.get(name), list) for name in names)
-    context = lambda c: lists(c, ("successes", "failures", "teacher", "divergence", "likely")) and "prompt" in c
-    attempt = lambda a: (lists(a, ("tokens", "student", "likely")) and {"number", "right", "cut"} <= a.keys()
-                         and isinstance(a.get("contexts"), dict) and a["contexts"]
-                         and all(map(context, a["contexts"].values())))
-    return [r for r in read_records(Path(folder) / "tokens.jsonl") if lists(r, ("attempts",)) and r["attempts"]
-            and {"problem", "prompt", "teacher"} <= r.keys() and all(map(attempt, r["attempts"]))]
+    lists = lambda of, names: (
+        isinstance(of, dict) and all(isinstance(of.get(name), list) for name in names)
+    )
+    context = lambda c: (
+        lists(c, ("successes", "failures", "teacher", "divergence", "likely")) and "prompt" in c
+    )
+    attempt = lambda a: (
+        lists(a, ("tokens", "student", "likely"))
+        and {"number", "right", "cut"} <= a.keys()
+        and isinstance(a.get("contexts"), dict)
+        and a["contexts"]
+        and all(map(context, a["contexts"].values()))
+    )
+    return [
+        r
+        for r in read_records(Path(folder) / "tokens.jsonl")
+        if lists(r, ("attempts",))
+        and r["attempts"]
+        and {"problem", "prompt", "teacher"} <= r.keys()
+        and all(map(attempt, r["attempts"]))
+    ]
 
 
 # --- monitors ---
 
-START, WINDOW = 2, 5                             # "at the start": mean of so many steps; "now": median of so many
-# (metric, what is a collapse: its values now and at the start, whether success has risen by 0.1; the usual cause)
+# "at the start": mean of so many steps; "now": median of so many
+START, WINDOW = 2, 5
+# (metric, what is a collapse: its values now and at the start, whether success has risen by 0.1;
+# the usual cause)
 MONITORS = (
-    ("distinct_answers", lambda now, start, better: 1 <= now < start / 2 and not better,
-     "the rollouts of a group agree without being right: lower --lr, more --rollouts"),
-    ("distinct_answers", lambda now, start, better: now < min(1, start / 2) and not better,
-     "hardly a rollout gives an answer any more, see samples.jsonl: lower --lr"),
-    ("distinct_texts", lambda now, start, better: now < start / 2 and not better,
-     "the rollouts of a group are copies of each other: lower --lr (with --teacher ema, --ema-rate too)"),
-    ("group_pass", lambda now, start, better: now < start - 0.2,
-     "fewer problems are solved by any rollout, the student forgets: lower --lr (with --teacher ema, --ema-rate too)"),
-    ("length_p95", lambda now, start, better: now > 2 * start or now < start / 4,
-     "completions run away or shrink: see in samples.jsonl whether the teacher's peers do, too"),
-    ("unweighted_share", lambda now, start, better: now > 0.95,
-     "hardly a rollout teaches anything, and where none does there is no update: easier problems, more --rollouts or, "
-     "if they are cut, more --max-new-tokens"),
-    ("truncated_share", lambda now, start, better: now > 0.25 and now > start + 0.1,
-     "completions no longer end, and one that is cut teaches nobody: lower --lr if they have gone wrong "
-     "(samples.jsonl), raise --max-new-tokens if not"),
-    ("stop_gap", lambda now, start, better: now < -0.8 and not better,
-     "the teacher would rather go on where the student stops, and the student will learn that from it: try the other "
-     "--layout, --no-feedback, or preflight"),
-    ("leak_share", lambda now, start, better: now > 0.05 and now > 2 * start,
-     "completions speak of peers they never saw: the student copies the teacher's manner"),
-    ("sampled_entropy", lambda now, start, better: now < start / 5 and not better,
-     "the student is sure of itself and no better: lower --lr, or --divergence forward"),
-    ("sampled_entropy", lambda now, start, better: now > 3 * start + 0.3 and not better,
-     "the student falls apart: lower --lr"),
-    ("teacher_gap", lambda now, start, better: now < 5 * start - 0.05,
-     "student and teacher part: lower --lr, or let the teacher follow (--teacher ema, a higher --ema-rate)"),
-    ("teacher_gap", lambda now, start, better: start < 0 and now > start / 20 and not better,
-     "the teacher says what the student says before that is right: an EMA follows too fast, lower --ema-rate"),
+    (
+        "distinct_answers",
+        lambda now, start, better: 1 <= now < start / 2 and not better,
+        "the rollouts of a group agree without being right: lower --lr, more --rollouts",
+    ),
+    (
+        "distinct_answers",
+        lambda now, start, better: now < min(1, start / 2) and not better,
+        "hardly a rollout gives an answer any more, see samples.jsonl: lower --lr",
+    ),
+    (
+        "distinct_texts",
+        lambda now, start, better: now < start / 2 and not better,
+        "the rollouts of a group are copies of each other: lower --lr (with --teacher ema, --ema-rate too)",
+    ),
+    (
+        "group_pass",
+        lambda now, start, better: now < start - 0.2,
+        "fewer problems are solved by any rollout, the student forgets: lower --lr (with --teacher ema, --ema-rate too)",
+    ),
+    (
+        "length_p95",
+        lambda now, start, better: now > 2 * start or now < start / 4,
+        "completions run away or shrink: see in samples.jsonl whether the teacher's peers do, too",
+    ),
+    (
+        "unweighted_share",
+        lambda now, start, better: now > 0.95,
+        "hardly a rollout teaches anything, and where none does there is no update: easier problems, more --rollouts or, "
+        "if they are cut, more --max-new-tokens",
+    ),
+    (
+        "truncated_share",
+        lambda now, start, better: now > 0.25 and now > start + 0.1,
+        "completions no longer end, and one that is cut teaches nobody: lower --lr if they have gone wrong "
+        "(samples.jsonl), raise --max-new-tokens if not",
+    ),
+    (
+        "stop_gap",
+        lambda now, start, better: now < -0.8 and not better,
+        "the teacher would rather go on where the student stops, and the student will learn that from it: try the other "
+        "--layout, --no-feedback, or preflight",
+    ),
+    (
+        "leak_share",
+        lambda now, start, better: now > 0.05 and now > 2 * start,
+        "completions speak of peers they never saw: the student copies the teacher's manner",
+    ),
+    (
+        "sampled_entropy",
+        lambda now, start, better: now < start / 5 and not better,
+        "the student is sure of itself and no better: lower --lr, or --divergence forward",
+    ),
+    (
+        "sampled_entropy",
+        lambda now, start, better: now > 3 * start + 0.3 and not better,
+        "the student falls apart: lower --lr",
+    ),
+    (
+        "teacher_gap",
+        lambda now, start, better: now < 5 * start - 0.05,
+        "student and teacher part: lower --lr, or let the teacher follow (--teacher ema, a higher --ema-rate)",
+    ),
+    (
+        "teacher_gap",
+        lambda now, start, better: start < 0 and now > start / 20 and not better,
+        "the teacher says what the student says before that is right: an EMA follows too fast, lower --ema-rate",
+    ),
 )
 
 
 def is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300    # no NaN either
+    # no NaN either
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def derived(metrics) -> dict:
@@ -207,20 +334,28 @@ def derived(metrics) -> dict:
     m = {name: value for name, value in metrics.items() if is_number(value)}
     groups = sum(m.get(f"groups_{kind}", 0) for kind in ("mixed", "all_right", "all_wrong"))
     rollouts = m.get("completion_tokens", 0) / (m.get("mean_completion_length") or 1)
-    parts = [("mixed_share", "groups_mixed", groups), ("all_right_share", "groups_all_right", groups),
-             ("all_wrong_share", "groups_all_wrong", groups), ("truncated_share", "truncated", rollouts),
-             ("leak_share", "leaks", rollouts), ("unweighted_share", "unweighted", rollouts),
-             ("lone_share", "lone_success", rollouts)]
+    parts = [
+        ("mixed_share", "groups_mixed", groups),
+        ("all_right_share", "groups_all_right", groups),
+        ("all_wrong_share", "groups_all_wrong", groups),
+        ("truncated_share", "truncated", rollouts),
+        ("leak_share", "leaks", rollouts),
+        ("unweighted_share", "unweighted", rollouts),
+        ("lone_share", "lone_success", rollouts),
+    ]
     m |= {share: m[name] / of for share, name, of in parts if name in m and of}
     return m | ({"group_pass": 1 - m["all_wrong_share"]} if "all_wrong_share" in m else {})
 
 
 def monitor(past=()):
-    """A function that takes the metrics of one step after another and returns the warnings that are new.
+    """A function that takes the metrics of one step after another and returns the warnings that are
+    new.
 
-    Each monitor warns once in a run. past: the records before a resume, whose warnings have been printed.
+    Each monitor warns once in a run. past: the records before a resume, whose warnings have been
+    printed.
     """
-    kept, said = {}, set()                       # metric: [its first values, its last]; steps without it do not count
+    # metric: [its first values, its last]; steps without it do not count
+    kept, said = {}, set()
 
     def look(metrics) -> list[str]:
         m = derived(metrics)
@@ -233,12 +368,16 @@ def monitor(past=()):
         for name, collapsed, cause in MONITORS:
             if cause in said or {name, "success"} - m.keys() or len(kept[name][1]) < WINDOW:
                 continue
-            (start, now), (before, success) = ((numpy.mean(first), numpy.median(last))
-                                               for first, last in (kept[name], kept["success"]))
+            (start, now), (before, success) = (
+                (numpy.mean(first), numpy.median(last))
+                for first, last in (kept[name], kept["success"])
+            )
             if collapsed(now, start, success >= before + 0.1):
                 said.add(cause)
                 called = "pass@k" if name == "group_pass" else name
-                lines.append(f"warning: step {metrics['step']}: {called} {now:.3g}, at the start {start:.3g}: {cause}")
+                lines.append(
+                    f"warning: step {metrics['step']}: {called} {now:.3g}, at the start {start:.3g}: {cause}"
+                )
         return lines
 
     for record in past:
@@ -249,10 +388,12 @@ def monitor(past=()):
 
 # --- how student and teacher read tokens ---
 
+
 @dataclass
 class Reading:
-    """One attempt's tokens: log-probabilities and divergence (jsd), (T,) each; both sides' likeliest, T lists of
-    (id, log-probability)."""
+    """One attempt's tokens: log-probabilities and divergence (jsd), (T,) each; both sides'
+    likeliest, T lists of (id, log-probability)."""
+
     student: numpy.ndarray
     teacher: numpy.ndarray
     divergence: numpy.ndarray
@@ -261,52 +402,100 @@ class Reading:
 
 
 @torch.no_grad()
-def read_tokens(student, teacher, versions, *, temperature, budget, limit=None, top=0,
-                autocast=contextlib.nullcontext) -> dict[str, list[Reading | None]]:
-    """{context: a Reading of each attempt's first `limit` tokens under its teacher_ids, None for one without a weight}.
+def read_tokens(
+    student,
+    teacher,
+    versions,
+    *,
+    temperature,
+    budget,
+    limit=None,
+    top=0,
+    autocast=contextlib.nullcontext,
+) -> dict[str, list[Reading | None]]:
+    """{context: a Reading of each attempt's first `limit` tokens under its teacher_ids, None for
+    one without a weight}.
 
-    versions: {context: the same attempts, as `plan` and `write_contexts` leave them there}; the student, who reads no
-    context, reads each once. Same temperature and common vocabulary as in training; no gradients, no random numbers.
-    budget: tokens, padding included, that go through the models at once. top: how many of the likeliest to keep.
+    versions: {context: the same attempts, as `plan` and `write_contexts` leave them there}; the
+    student, who reads no context, reads each once. Same temperature and common vocabulary as in
+    training; no gradients, no random numbers. budget: tokens, padding included, that go through the
+    models at once. top: how many of the likeliest to keep.
     """
-    longest = [replace(copies[0], weight=float(any(a.weight for a in copies)),
-                       teacher_ids=max((a.teacher_ids for a in copies), key=len)) for copies in zip(*versions.values())]
+    longest = [
+        replace(
+            copies[0],
+            weight=float(any(a.weight for a in copies)),
+            teacher_ids=max((a.teacher_ids for a in copies), key=len),
+        )
+        for copies in zip(*versions.values())
+    ]
     place = {id(a): n for n, a in enumerate(longest)}
     found = {name: [None] * len(longest) for name in versions}
-    read = lambda model, prompts, ids: parallel.inside(model, lambda: mopd.hidden_states(model, prompts, ids))
-    with fused_norms(student, teacher.model):                        # as in training
+    read = lambda model, prompts, ids: parallel.inside(
+        model, lambda: mopd.hidden_states(model, prompts, ids)
+    )
+    with fused_norms(student, teacher.model):  # as in training
         for batch in mopd.microbatches(longest, budget):
             with autocast():
-                own = read(student, [a.rollout.prompt_ids for a in batch], [a.rollout.ids[:limit] for a in batch])
+                own = read(
+                    student,
+                    [a.rollout.prompt_ids for a in batch],
+                    [a.rollout.ids[:limit] for a in batch],
+                )
             own = own.split([len(a.rollout.ids[:limit]) for a in batch])
-            own_top = [likeliest(states, head(student)[:teacher.vocabulary], temperature, top) for states in own]
+            own_top = [
+                likeliest(states, head(student)[: teacher.vocabulary], temperature, top)
+                for states in own
+            ]
             for name, copies in versions.items():
                 rows = [r for r, a in enumerate(batch) if copies[place[id(a)]].weight]
                 if rows:
                     ids = [batch[r].rollout.ids[:limit] for r in rows]
                     with autocast():
-                        states = read(teacher.model, [copies[place[id(batch[r])]].teacher_ids for r in rows], ids)
+                        states = read(
+                            teacher.model,
+                            [copies[place[id(batch[r])]].teacher_ids for r in rows],
+                            ids,
+                        )
                     mine = torch.cat([own[r] for r in rows])
                     values, tops = compare(mine, student, states, teacher, ids, temperature, top)
                     for r, end in zip(rows, itertools.accumulate(map(len, ids))):
                         span = slice(end - len(own[r]), end)
-                        found[name][place[id(batch[r])]] = Reading(*values[:, span], own_top[r], tops[span])
+                        found[name][place[id(batch[r])]] = Reading(
+                            *values[:, span], own_top[r], tops[span]
+                        )
     for model in (teacher.model, student):
         parallel.release(model)
     return found
 
 
 def compare(own, student, states, teacher, ids, temperature, top):
-    """((student's, teacher's log-probabilities of ids, divergence) (3, N), the teacher's likeliest tokens)."""
+    """((student's, teacher's log-probabilities of ids, divergence) (3, N), the teacher's likeliest
+    tokens).
+    """
     rows, flat = slice(teacher.vocabulary), torch.tensor(sum(ids, []), device=own.device)
-    out = distill_loss(own, head(student)[rows], states, head(teacher.model)[rows],
-                       torch.zeros(len(flat), device=own.device), temperature=temperature, sampled_ids=flat)
-    values = torch.stack([out.student_logprobs, out.teacher_logprobs, out.divergence]).float().cpu().numpy()
+    out = distill_loss(
+        own,
+        head(student)[rows],
+        states,
+        head(teacher.model)[rows],
+        torch.zeros(len(flat), device=own.device),
+        temperature=temperature,
+        sampled_ids=flat,
+    )
+    values = (
+        torch.stack([out.student_logprobs, out.teacher_logprobs, out.divergence])
+        .float()
+        .cpu()
+        .numpy()
+    )
     return values, likeliest(states, head(teacher.model)[rows], temperature, top)
 
 
 def likeliest(hidden, matrix, temperature, top) -> list[list[tuple[int, float]]]:
-    """The `top` likeliest tokens at each position with their log-probabilities, 64 positions at a time."""
+    """The `top` likeliest tokens at each position with their log-probabilities, 64 positions at a
+    time.
+    """
     found, matrix = [], matrix.to(hidden.dtype)
     for part in hidden.split(64) if top else ():
         best = ((part @ matrix.T).float() / temperature).log_softmax(-1).topk(top)
@@ -316,24 +505,41 @@ def likeliest(hidden, matrix, temperature, top) -> list[list[tuple[int, float]]]
 
 def own_context(settings) -> str:
     """The name of the context that the run's own teacher reads."""
-    return "none" if settings.method == "opd" or not settings.teaches else settings.peers or settings.method
+    return (
+        "none"
+        if settings.method == "opd" or not settings.teaches
+        else settings.peers or settings.method
+    )
 
 
 def with_context(run, attempts, kind, seed, layout) -> tuple[list, dict]:
-    """(copies of the attempts as `plan` and `write_contexts` leave them, the counts of cuts) for one kind of context:
-    "none" (the bare problem), "sdpo" or one of mopd.PEERS, with the peers that training with this seed chooses."""
+    """(copies of the attempts as `plan` and `write_contexts` leave them, the counts of cuts) for
+    one kind of context: "none" (the bare problem), "sdpo" or one of mopd.PEERS, with the peers that
+    training with this seed chooses."""
     s = run.settings
-    copies = [replace(a, peers=peer_context.Peers((), ()), feedback="", teacher_text="", teacher_ids=[]) for a in attempts]
+    copies = [
+        replace(a, peers=peer_context.Peers((), ()), feedback="", teacher_text="", teacher_ids=[])
+        for a in attempts
+    ]
     method = {"none": "opd", "sdpo": "sdpo"}.get(kind, "mopd")
     mopd.plan(copies, method=method, peers=kind, feedback=not s.no_feedback, seed=seed)
-    cuts = mopd.write_contexts(copies, run.teacher, peer_tokens=s.peer_tokens, layout=layout,
-                               longest=max_length(run.teacher.model))
+    cuts = mopd.write_contexts(
+        copies,
+        run.teacher,
+        peer_tokens=s.peer_tokens,
+        layout=layout,
+        longest=max_length(run.teacher.model),
+    )
     return copies, cuts
 
 
 def with_contexts(run, attempts, seed) -> dict[str, list]:
-    """{context: copies of the attempts under it}; the run's own context as it is, where it is another one."""
-    versions = {name: with_context(run, attempts, name, seed, run.settings.layout)[0] for name in CONTEXTS}
+    """{context: copies of the attempts under it}; the run's own context as it is, where it is
+    another one.
+    """
+    versions = {
+        name: with_context(run, attempts, name, seed, run.settings.layout)[0] for name in CONTEXTS
+    }
     if own_context(run.settings) not in CONTEXTS:
         versions[own_context(run.settings)] = [replace(a) for a in attempts]
     return versions
@@ -341,48 +547,91 @@ def with_contexts(run, attempts, seed) -> dict[str, list]:
 
 # --- the token view ---
 
-def token_view(run, step, attempts, *, seed, budget, seconds) -> list[dict]:
-    """What tokens.jsonl holds of a step, a record per group: every token as student and teacher read it, by context.
 
-    Up to VIEW_GROUPS groups, mixed ones first; the first VIEW_TOKENS tokens of each rollout. A rollout whose context
-    stays empty is read after the bare problem. Methods without a teacher show what a copy of the student would say.
-    Stands between sampling and update and changes neither; time goes into seconds["view"].
-    """
+def token_view(run, step, attempts, *, seed, budget, seconds) -> list[dict]:
+    """What tokens.jsonl holds of a step, a record per group: every token as student and teacher
+    read it, by context.
+
+    Up to VIEW_GROUPS groups, mixed ones first; the first VIEW_TOKENS tokens of each rollout. A
+    rollout whose context stays empty is read after the bare problem. Methods without a teacher show
+    what a copy of the student would say. Stands between sampling and update and changes neither;
+    time goes into seconds["view"]."""
     start, s = time.perf_counter(), run.settings
-    groups = sorted(grouped(attempts), key=lambda mates: len({a.success for a in mates}) == 1)[:VIEW_GROUPS]
+    groups = sorted(grouped(attempts), key=lambda mates: len({a.success for a in mates}) == 1)[
+        :VIEW_GROUPS
+    ]
     records, text_of = [], token_texts(run.tokenizer)
     for mates in groups:
         first = next(i for i, a in enumerate(attempts) if a is mates[0])
         versions = with_contexts(run, mates, seed)
-        readings = read_tokens(run.student, run.teacher, versions, temperature=s.temperature, limit=VIEW_TOKENS,
-                               budget=budget, top=3, autocast=run.autocast)
-        if None in readings["none"]:            # too long for the teacher, or with a token that it does not know
+        readings = read_tokens(
+            run.student,
+            run.teacher,
+            versions,
+            temperature=s.temperature,
+            limit=VIEW_TOKENS,
+            budget=budget,
+            top=3,
+            autocast=run.autocast,
+        )
+        # too long for the teacher, or with a token that it does not know
+        if None in readings["none"]:
             continue
         rows = []
         for n, a in enumerate(mates):
             ids, plain = a.rollout.ids[:VIEW_TOKENS], readings["none"][n]
-            rows.append({"number": n + 1, "right": a.success, "stopped": a.rollout.stopped, "answer": a.verdict.answer,
-                         "tokens": pieces(run.tokenizer, ids), "cut": len(a.rollout.ids) - len(ids),
-                         "student": short(plain.student), "likely": list(map(text_of, plain.student_top)),
-                         "contexts": {name: context_record(readings[name][n] or plain, copies[n], len(mates), text_of,
-                                                           first=0 if name in CONTEXTS else first)
-                                      for name, copies in versions.items()}})
-        records.append({"step": step, "problem": mates[0].problem.key, "prompt": mates[0].problem.prompt,
-                        "teacher": run.teacher.kind if s.teaches else "none; a copy of the student reads",
-                        "own": own_context(s), "attempts": rows})
+            rows.append(
+                {
+                    "number": n + 1,
+                    "right": a.success,
+                    "stopped": a.rollout.stopped,
+                    "answer": a.verdict.answer,
+                    "tokens": pieces(run.tokenizer, ids),
+                    "cut": len(a.rollout.ids) - len(ids),
+                    "student": short(plain.student),
+                    "likely": list(map(text_of, plain.student_top)),
+                    "contexts": {
+                        name: context_record(
+                            readings[name][n] or plain,
+                            copies[n],
+                            len(mates),
+                            text_of,
+                            first=0 if name in CONTEXTS else first,
+                        )
+                        for name, copies in versions.items()
+                    },
+                }
+            )
+        records.append(
+            {
+                "step": step,
+                "problem": mates[0].problem.key,
+                "prompt": mates[0].problem.prompt,
+                "teacher": run.teacher.kind if s.teaches else "none; a copy of the student reads",
+                "own": own_context(s),
+                "attempts": rows,
+            }
+        )
     seconds["view"] = time.perf_counter() - start
     return records
 
 
 def context_record(reading, attempt, size, text_of, *, first) -> dict:
-    """One rollout under one context. Peers are numbers in the group, whose `size` positions begin at `first`, 0 for one
-    of another problem; `likely` is None where the teacher says what the student says."""
+    """One rollout under one context. Peers are numbers in the group, whose `size` positions begin
+    at `first`, 0 for one of another problem; `likely` is None where the teacher says what the
+    student says."""
     number = lambda p: p - first + 1 if 0 <= p - first < size else 0
-    return {"successes": list(map(number, attempt.peers.successes)), "prompt": attempt.teacher_text,
-            "failures": list(map(number, attempt.peers.failures)),
-            "teacher": short(reading.teacher), "divergence": short(reading.divergence),
-            "likely": [text_of(best) if d >= 0.0005 else None
-                       for best, d in zip(reading.teacher_top, reading.divergence)]}
+    return {
+        "successes": list(map(number, attempt.peers.successes)),
+        "prompt": attempt.teacher_text,
+        "failures": list(map(number, attempt.peers.failures)),
+        "teacher": short(reading.teacher),
+        "divergence": short(reading.divergence),
+        "likely": [
+            text_of(best) if d >= 0.0005 else None
+            for best, d in zip(reading.teacher_top, reading.divergence)
+        ],
+    }
 
 
 def short(values) -> list:
@@ -391,44 +640,57 @@ def short(values) -> list:
 
 def token_texts(tokenizer):
     """A function from [(id, log-probability)] to [[text, rounded log-probability]]."""
-    text = functools.cache(lambda token: tokenizer.decode([token], clean_up_tokenization_spaces=False))
+    text = functools.cache(
+        lambda token: tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    )
     return lambda pairs: [[text(token), *short([value])] for token, value in pairs]
 
 
 def pieces(tokenizer, ids) -> list[str]:
-    """The text that each token adds, so that they join to the whole: decoded behind the tokens before it, because many
-    tokenizers drop a leading space. A character spread over several tokens stands at the last of them."""
+    """The text that each token adds, so that they join to the whole: decoded behind the tokens
+    before it, because many tokenizers drop a leading space. A character spread over several tokens
+    stands at the last of them."""
     decode, found = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False), []
     for t in range(len(ids)):
-        window = ids[max(0, t - 8):t]
+        window = ids[max(0, t - 8) : t]
         before, after = decode(window).rstrip("\ufffd") if window else "", decode([*window, ids[t]])
-        found.append((after[len(before):] if after.startswith(before) else decode([ids[t]])).rstrip("\ufffd"))
+        found.append(
+            (after[len(before) :] if after.startswith(before) else decode([ids[t]])).rstrip(
+                "\ufffd"
+            )
+        )
     return found
 
 
 # --- the terminal view ---
 
-BLUES, ORANGES = (189, 153, 117, 75, 33), (230, 223, 216, 214, 208)            # 256-colour backgrounds, weak to strong
+# 256-colour backgrounds, weak to strong
+BLUES, ORANGES = (189, 153, 117, 75, 33), (230, 223, 216, 214, 208)
 
 
 def show(folder, *, step=None, context=None, colour=None):
-    """Print the first recorded group of a step (default the last) after a context (default what the run's own teacher
-    reads); without colour, tokens carry strong log-ratios."""
+    """Print the first recorded group of a step (default the last) after a context (default what the
+    run's own teacher reads); without colour, tokens carry strong log-ratios."""
     if not Path(folder).is_dir():
         raise ValueError(f"no such run folder: {folder}")
     records = read_views(folder)
     steps = sorted({r["step"] for r in records})
     if not records or step not in (None, *steps):
-        raise ValueError(f"{folder} has no tokens of {'any step' if step is None else f'step {step}'}"
-                         + (f": choose from {', '.join(map(str, steps))}" if steps else ""))
+        raise ValueError(
+            f"{folder} has no tokens of {'any step' if step is None else f'step {step}'}"
+            + (f": choose from {', '.join(map(str, steps))}" if steps else "")
+        )
     record = next(r for r in records if r["step"] == (steps[-1] if step is None else step))
     known, context = record["attempts"][0]["contexts"], context or record.get("own", "contrastive")
     if context not in known:
         raise ValueError(f"--context {context}: this run has {', '.join(known)}")
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") if colour is None else colour
-    clean = lambda text: "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)     # no escape codes
-    print(f"step {record['step']}, problem {record['problem']}, teacher: {record['teacher']}, context: {context}\n"
-          f"{clean(record['prompt'])}")
+    # no escape codes
+    clean = lambda text: "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    print(
+        f"step {record['step']}, problem {record['problem']}, teacher: {record['teacher']}, context: {context}\n"
+        f"{clean(record['prompt'])}"
+    )
     for a in record["attempts"]:
         c = a["contexts"][context]
         verdict = "right" if a["right"] else "wrong" if a.get("stopped", True) else "truncated"
@@ -437,9 +699,12 @@ def show(folder, *, step=None, context=None, colour=None):
             ratio = (teacher or 0) - (student or 0)
             level = min(4, int(abs(ratio) * 2))
             if abs(ratio) >= (0.1 if colour else 0.5):
-                text = text.replace("\n", "\u21b5\n")             # else there would be nothing to colour
+                # else there would be nothing to colour
+                text = text.replace("\n", "\u21b5\n")
             if colour and abs(ratio) >= 0.1:
-                text = f"\x1b[30;48;5;{(BLUES if ratio > 0 else ORANGES)[level]}m{clean(text)}\x1b[0m"
+                text = (
+                    f"\x1b[30;48;5;{(BLUES if ratio > 0 else ORANGES)[level]}m{clean(text)}\x1b[0m"
+                )
             else:
                 text = clean(text) + (f"[{ratio:+.1f}]" if abs(ratio) >= 0.5 else "")
             print(text, end="")
@@ -449,37 +714,72 @@ def show(folder, *, step=None, context=None, colour=None):
 
 def peers_of(context) -> str:
     name = lambda n: f"#{n}" if n else "another problem's"
-    seen = [f"{name(n)} as right" for n in context["successes"]] + [f"{name(n)} as wrong" for n in context["failures"]]
+    seen = [f"{name(n)} as right" for n in context["successes"]] + [
+        f"{name(n)} as wrong" for n in context["failures"]
+    ]
     return f"the teacher reads {', '.join(seen) or 'the problem alone'}"
 
 
 # --- the page ---
 
-CHARTS = (                                       # title, {label: metric}
+CHARTS = (  # title, {label: metric}
     ("Training success", {"mean@k": "success", "pass@k": "group_pass"}),
     ("Held-out success", {"mean@k": "eval_mean_at_k", "pass@k": "eval_pass_at_k"}),
-    ("Groups, share", {"mixed": "mixed_share", "all right": "all_right_share", "all wrong": "all_wrong_share"}),
+    (
+        "Groups, share",
+        {"mixed": "mixed_share", "all right": "all_right_share", "all wrong": "all_wrong_share"},
+    ),
     ("Loss (a teacher's is a divergence: it need not fall)", {"loss": "loss"}),
     ("Teacher - student log-probability of sampled tokens", {"gap": "teacher_gap"}),
     ("Distinct per group", {"answers": "distinct_answers", "texts": "distinct_texts"}),
     ("Entropy at the sampled tokens, nats", {"-log p of the sampler": "sampled_entropy"}),
-    ("Completion length, tokens", {"mean": "mean_completion_length", "95 %": "length_p95", "longest": "length_max"}),
-    ("Rollouts, share", {"truncated": "truncated_share", "nothing to learn from": "unweighted_share",
-                         "only success of its group": "lone_share", "leak phrases": "leak_share"}),
+    (
+        "Completion length, tokens",
+        {"mean": "mean_completion_length", "95 %": "length_p95", "longest": "length_max"},
+    ),
+    (
+        "Rollouts, share",
+        {
+            "truncated": "truncated_share",
+            "nothing to learn from": "unweighted_share",
+            "only success of its group": "lone_share",
+            "leak phrases": "leak_share",
+        },
+    ),
     ("|log p trainer - log p sampler|", {"gap": "sampler_gap"}),
     ("Gradient norm, before clipping", {"norm": "grad_norm"}),
-    ("Seconds per step", {name: name for name in ("rollout", "verify", "teacher", "student", "view")}),
+    (
+        "Seconds per step",
+        {name: name for name in ("rollout", "verify", "teacher", "student", "view")},
+    ),
 )
 TEACHERS = ("teacher", "ema_rate", "divergence", "top_k")
-SHOWN = ("task", "method", "peers", "model", "data", *TEACHERS, "lr", "steps", "problems", "rollouts", "max_new_tokens",
-         "seed")
+SHOWN = (
+    "task",
+    "method",
+    "peers",
+    "model",
+    "data",
+    *TEACHERS,
+    "lr",
+    "steps",
+    "problems",
+    "rollouts",
+    "max_new_tokens",
+    "seed",
+)
 
 
 def curve(records, metric, most=400) -> list[tuple[float, float]]:
-    """(step, value) where the metric is a number; means of neighbours where there are more than `most`."""
+    """(step, value) where the metric is a number; means of neighbours where there are more than
+    `most`.
+    """
     points = [(r["step"], r[metric]) for r in records if is_number(r.get(metric))]
     size = math.ceil(len(points) / most) or 1
-    return [tuple(map(float, numpy.mean(points[n:n + size], axis=0))) for n in range(0, len(points), size)]
+    return [
+        tuple(map(float, numpy.mean(points[n : n + size], axis=0)))
+        for n in range(0, len(points), size)
+    ]
 
 
 def ticks(low, high) -> list[float]:
@@ -487,12 +787,15 @@ def ticks(low, high) -> list[float]:
     raw = (high - low) / 5 or 1.0
     unit = 10 ** math.floor(math.log10(raw))
     unit *= next(m for m in (1, 2, 5, 10) if m * unit >= raw * 0.999)
-    return [n * unit for n in range(math.ceil(low / unit - 1e-9), math.floor(high / unit + 1e-9) + 1)]
+    return [
+        n * unit for n in range(math.ceil(low / unit - 1e-9), math.floor(high / unit + 1e-9) + 1)
+    ]
 
 
 def chart(title, lines) -> str:
-    """One figure; lines: (label, colour number, dash number, points), several runs' of one label under one entry of the
-    legend, which gives their last values. Empty text where there are no points."""
+    """One figure; lines: (label, colour number, dash number, points), several runs' of one label
+    under one entry of the legend, which gives their last values. Empty text where there are no
+    points."""
     lines = [line for line in lines if line[3]]
     if not lines:
         return ""
@@ -500,27 +803,45 @@ def chart(title, lines) -> str:
     x0, x1, y0, y1 = min(0, *xs), max(*xs, 1), min(0, *ys), max(0, *ys)
     y0, y1 = (y0, y1) if y1 > y0 else (y0, y0 + 1)
     px, py = lambda x: 40 + 290 * (x - x0) / (x1 - x0), lambda y: 150 - 138 * (y - y0) / (y1 - y0)
-    parts = [f'<line x1="40" x2="330" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
-             f'<text x="35" y="{py(y) + 4:.1f}">{f"{y:.3g}".replace("e-0", "e-")}</text>' for y in ticks(y0, y1)]
-    parts += [f'<text class="x" x="{px(x):.1f}" y="167">{x:g}</text>' for x in ticks(x0, x1) if x == int(x)]
+    parts = [
+        f'<line x1="40" x2="330" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
+        f'<text x="35" y="{py(y) + 4:.1f}">{f"{y:.3g}".replace("e-0", "e-")}</text>'
+        for y in ticks(y0, y1)
+    ]
+    parts += [
+        f'<text class="x" x="{px(x):.1f}" y="167">{x:g}</text>'
+        for x in ticks(x0, x1)
+        if x == int(x)
+    ]
     for _, colour, dash, points in lines:
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
-        parts.append(f'<polyline class="c{colour % 6} d{dash % 4}" points="{path}"/>' if len(points) > 1 else
-                     f'<circle class="c{colour % 6}" r="3" cx="{px(points[0][0]):.1f}" cy="{py(points[0][1]):.1f}"/>')
+        parts.append(
+            f'<polyline class="c{colour % 6} d{dash % 4}" points="{path}"/>'
+            if len(points) > 1
+            else f'<circle class="c{colour % 6}" r="3" cx="{px(points[0][0]):.1f}" cy="{py(points[0][1]):.1f}"/>'
+        )
     key = ""
     for same in grouped(lines, of=lambda line: line[0]):
         look = f"d{same[0][2] % 4}" + (f" c{same[0][1] % 6}" if len(same) == 1 else "")
-        values = " ".join(f'<b class="c{colour % 6}">{points[-1][1]:.3g}</b>' for _, colour, _, points in same)
-        key += (f'<span><svg class="key" viewBox="0 0 22 8" aria-hidden="true"><polyline class="{look}" '
-                f'points="0,4 22,4"/></svg>{html.escape(same[0][0])} {values}</span>')
-    return (f'<figure><figcaption>{html.escape(title)}</figcaption><svg viewBox="0 0 340 172" role="img" '
-            f'aria-label="{html.escape(title)} by step">{"".join(parts)}</svg><div class="legend">{key}</div></figure>')
+        values = " ".join(
+            f'<b class="c{colour % 6}">{points[-1][1]:.3g}</b>' for _, colour, _, points in same
+        )
+        key += (
+            f'<span><svg class="key" viewBox="0 0 22 8" aria-hidden="true"><polyline class="{look}" '
+            f'points="0,4 22,4"/></svg>{html.escape(same[0][0])} {values}</span>'
+        )
+    return (
+        f'<figure><figcaption>{html.escape(title)}</figcaption><svg viewBox="0 0 340 172" role="img" '
+        f'aria-label="{html.escape(title)} by step">{"".join(parts)}</svg><div class="legend">{key}</div></figure>'
+    )
 
 
 def write_report(folders) -> Path:
-    """Write report.html into the first of the run folders: curves of all runs, tokens of as many steps as fit.
+    """Write report.html into the first of the run folders: curves of all runs, tokens of as many
+    steps as fit.
 
-    A folder of a broken or unfinished run gives what there is. ValueError where no folder holds any record.
+    A folder of a broken or unfinished run gives what there is. ValueError where no folder holds any
+    record.
     """
     once = {}
     for folder in map(Path, folders):
@@ -534,34 +855,49 @@ def write_report(folders) -> Path:
         run.name = str(folder) if names.count(run.name) > 1 else run.name
     views = [{"run": run.name} | record for run in runs for record in run.views]
     if not views and not any(run.records for run in runs):
-        raise ValueError(f"{', '.join(map(str, folders))}: no record in metrics.jsonl or tokens.jsonl, nothing to show")
+        raise ValueError(
+            f"{', '.join(map(str, folders))}: no record in metrics.jsonl or tokens.jsonl, nothing to show"
+        )
     kept, size, seen, ranks = {}, 0, collections.Counter(), []
     order = {run.name: spread(sorted({record["step"] for record in run.views})) for run in runs}
-    for n, record in enumerate(views):           # one group of every run and step goes in before the second of any
+    # one group of every run and step goes in before the second of any
+    for n, record in enumerate(views):
         seen[record["run"], record["step"]] += 1
-        ranks.append((seen[record["run"], record["step"]], order[record["run"]].index(record["step"]), n))
+        ranks.append(
+            (seen[record["run"], record["step"]], order[record["run"]].index(record["step"]), n)
+        )
     for *_, n in sorted(ranks):
-        # Neither </script> nor <!-- may stand in there: they would end the element or change how it is read.
+        # Neither </script> nor <!-- may stand in there: they would end the element or change how it
+        # is read.
         text = json.dumps(views[n], allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
         if size + len(text) <= PAGE_BYTES:
             size += len(text)
             kept[n] = text
     lost = len(views) - len(kept)
-    note = f"{lost} of {len(views)} recorded groups are left out to keep the page small." if lost else ""
-    parts = {"TITLE": html.escape(", ".join(run.name for run in runs)), "NOTE": note,
-             "RUNS": "".join(itertools.starmap(run_summary, enumerate(runs))),
-             "CHARTS": "".join(figure(runs, title, metrics) for title, metrics in CHARTS),
-             "DATA": "[" + ",".join(kept[n] for n in sorted(kept)) + "]"}
+    note = (
+        f"{lost} of {len(views)} recorded groups are left out to keep the page small."
+        if lost
+        else ""
+    )
+    parts = {
+        "TITLE": html.escape(", ".join(run.name for run in runs)),
+        "NOTE": note,
+        "RUNS": "".join(itertools.starmap(run_summary, enumerate(runs))),
+        "CHARTS": "".join(figure(runs, title, metrics) for title, metrics in CHARTS),
+        "DATA": "[" + ",".join(kept[n] for n in sorted(kept)) + "]",
+    }
     # One pass, so that a mark inside what is filled in stays text.
-    page = re.sub("%(TITLE|NOTE|RUNS|CHARTS|DATA)%", lambda mark: parts[mark[1]], TEMPLATE.read_text("utf-8"))
+    page = re.sub(
+        "%(TITLE|NOTE|RUNS|CHARTS|DATA)%", lambda mark: parts[mark[1]], TEMPLATE.read_text("utf-8")
+    )
     path = folders[0] / "report.html"
     path.write_text(page, "utf-8", errors="replace")
     return path
 
 
 def spread(steps) -> list:
-    """Ascending steps in the order in which they should be seen: the last, the first, then always the farthest from
-    all before it."""
+    """Ascending steps in the order in which they should be seen: the last, the first, then always
+    the farthest from all before it."""
     order, distance = [], {step: math.inf for step in steps}
     while distance:
         order.append(max(distance, key=lambda step: (distance[step], step if not order else -step)))
@@ -572,7 +908,10 @@ def spread(steps) -> list:
 
 @dataclass
 class Record:
-    """What a run folder holds. steps: records of training steps with what they imply; seconds: their times by phase."""
+    """What a run folder holds. steps: records of training steps with what they imply; seconds:
+    their times by phase.
+    """
+
     name: str
     config: dict
     records: list
@@ -589,19 +928,35 @@ def read_run(folder) -> Record:
         config = dict(json.loads((folder / "config.json").read_text("utf-8")))
     steps = [derived(r) for r in records if is_number(r.get("loss"))]
     for m in steps:
-        if m.get("scored_tokens") == 0:          # nothing to learn from: its loss of 0 is not a small divergence
+        # nothing to learn from: its loss of 0 is not a small divergence
+        if m.get("scored_tokens") == 0:
             del m["loss"]
-    return Record(folder.resolve().name, config, records, steps,
-                  [r["seconds"] | {"step": r["step"]} for r in records if isinstance(r.get("seconds"), dict)],
-                  [line for m in steps for line in look(m)],
-                  read_views(folder))
+    return Record(
+        folder.resolve().name,
+        config,
+        records,
+        steps,
+        [r["seconds"] | {"step": r["step"]} for r in records if isinstance(r.get("seconds"), dict)],
+        [line for m in steps for line in look(m)],
+        read_views(folder),
+    )
 
 
 def figure(runs, title, metrics) -> str:
-    """One chart of all runs: colours tell runs apart and dashes quantities; of one run, colours tell quantities."""
+    """One chart of all runs: colours tell runs apart and dashes quantities; of one run, colours
+    tell quantities.
+    """
     lines = []
-    for (n, run), (j, (label, metric)) in itertools.product(enumerate(runs), enumerate(metrics.items())):
-        source = run.seconds if title.startswith("Seconds") else run.records if metric.startswith("eval") else run.steps
+    for (n, run), (j, (label, metric)) in itertools.product(
+        enumerate(runs), enumerate(metrics.items())
+    ):
+        source = (
+            run.seconds
+            if title.startswith("Seconds")
+            else run.records
+            if metric.startswith("eval")
+            else run.steps
+        )
         lines.append((label, *((n, j) if len(runs) > 1 else (j, 0)), curve(source, metric)))
     return chart(title, lines)
 
@@ -609,11 +964,20 @@ def figure(runs, title, metrics) -> str:
 def run_summary(n, run) -> str:
     """Settings, held-out success before and after, and the warnings of the n-th run."""
     held = [r for r in run.records if is_number(r.get("eval_mean_at_k"))]
-    ends = (f"held-out mean@{held[0].get('eval_k')} {held[0]['eval_mean_at_k']:.3f} at step {held[0]['step']}, "
-            f"{held[-1]['eval_mean_at_k']:.3f} at step {held[-1]['step']}" if held else "no evaluation recorded")
+    ends = (
+        f"held-out mean@{held[0].get('eval_k')} {held[0]['eval_mean_at_k']:.3f} at step {held[0]['step']}, "
+        f"{held[-1]['eval_mean_at_k']:.3f} at step {held[-1]['step']}"
+        if held
+        else "no evaluation recorded"
+    )
     idle = ("ema_rate",) if run.config.get("teacher") != "ema" else ()
     idle = TEACHERS if run.config.get("method") in mopd.NO_TEACHER else idle
-    settings = ", ".join(f"{k} {run.config[k]}" for k in SHOWN if run.config.get(k) is not None and k not in idle)
-    return (f'<li class="run c{n % 6}"><div><b>{html.escape(run.name)}</b>: {html.escape(ends)}; {len(run.steps)} steps'
-            f'<br><small>{html.escape(settings) or "no config.json"}</small>'
-            + "".join(f"<br><em>{html.escape(line)}</em>" for line in run.warnings) + "</div></li>\n")
+    settings = ", ".join(
+        f"{k} {run.config[k]}" for k in SHOWN if run.config.get(k) is not None and k not in idle
+    )
+    return (
+        f'<li class="run c{n % 6}"><div><b>{html.escape(run.name)}</b>: {html.escape(ends)}; {len(run.steps)} steps'
+        f"<br><small>{html.escape(settings) or 'no config.json'}</small>"
+        + "".join(f"<br><em>{html.escape(line)}</em>" for line in run.warnings)
+        + "</div></li>\n"
+    )

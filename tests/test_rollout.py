@@ -323,6 +323,14 @@ def test_each_prompt_is_read_once_and_cost_follows_the_living(generate):
     assert len(calls) == max(len(r.ids) for r in rollouts)
 
 
+def test_head_is_computed_for_one_token_of_each_row(generate):
+    """Logits of whole prompts would take more memory than anything else."""
+    model, columns = tiny(), []
+    model.lm_head.register_forward_pre_hook(lambda head, args: columns.append(args[0].shape[1]))
+    generate(model, PROMPTS, 2, max_new_tokens=4, stop_ids=[])
+    assert columns == [1] * 4
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2_sliding"])
 def test_prefill_in_slices_gives_the_same_rollouts(module, generate, kind, monkeypatch):
     """No forward pass has more than PREFILL_TOKENS tokens: it bounds the memory."""
