@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import sandbox                                                # noqa: E402
 import verifiers                                              # noqa: E402
 
 PROGRAM = "a, b = map(int, input().split())\nprint(a + b)\n"
@@ -39,10 +40,10 @@ def rate(count, work):
 
 def processor_seconds(count, work):
     """Of this process and all that it starts, the fork server with them: it ends within the measured time."""
-    verifiers._disconnect()
+    sandbox.close()
     before = sum(os.times()[:4])
     work(count)
-    verifiers._disconnect()
+    sandbox.close()
     return sum(os.times()[:4]) - before
 
 
@@ -61,7 +62,7 @@ def main(pairs=15):
         assert all(verdict.correct for verdict in verifiers.verify_batch("code", fresh(count), [ANSWER] * count))
 
     print(verifiers.describe_isolation())
-    cores = verifiers._cores()
+    cores = sandbox.cores()
     with tempfile.NamedTemporaryFile("w", suffix=".py") as file, ThreadPoolExecutor(cores) as pool:
         file.write(PROGRAM), file.flush()
         sides = {"start": (20, lambda n: [start_interpreter(file.name) for _ in range(n)]),

@@ -23,6 +23,7 @@ from runtime import checkpoint
 import mopd
 from runtime import fast_rollout, parallel
 import train
+import sandbox
 import verifiers
 from conftest import ROOT
 from test_train import flags, folder, refused, replaced, steps_of                           # noqa: F401
@@ -627,7 +628,7 @@ def test_a_killed_sandbox_server_costs_no_verdict(victim):
     answer = {"type": "functional", "entry_point": "f", "tests": [{"input": "2", "output": "4"}] * 2}
     for delay in (0.05, 0.15, 0.25):
         verifiers.describe_isolation()
-        guard = verifiers._server.process.pid
+        guard = sandbox._server.process.pid
         found = [guard] if victim == "guard" else children(guard)
         assert len(found) == 1
         timer = threading.Timer(delay, os.kill, (found[0], signal.SIGKILL))

@@ -18,10 +18,23 @@ assert peers.successes == (2,) and peers.failures == (1,)
 context = peer_context.teacher_prompt("What is 1 + 1?", successes=["2"], failures=["It is 3."])
 assert "It is 3." in context""",
     "verifiers": r"""
-assert verifiers.verify("math", r"so it is \boxed{\frac12}", "0.5").correct
-program = "```python\ndef double(x):\n    return 2 * x\n```"
-answer = {"type": "functional", "entry_point": "double", "tests": [{"input": "4", "output": "8"}]}
-assert [v.correct for v in verifiers.verify_batch("code", [program], [answer])] == [True]""",
+assert verifiers.verify("science", "<answer>B</answer>", "B").correct
+gold = [{"Action": "f", "Action_Input": "{}"}]
+assert verifiers.verify("tool", "Action: f\nAction Input: {}", gold).correct
+for task, name, gold in (("math", "math_answers.py", "5"), ("code", "sandbox.py", {"type": "stdin", "tests": [{"input": "", "output": "1"}]})):
+    try:
+        verifiers.verify(task, "```python\nprint(1)\n```", gold)
+    except ModuleNotFoundError as error:
+        assert name in str(error) and "copy it beside verifiers.py" in str(error)
+    else:
+        raise AssertionError(f"{task} without {name}")""",
+    "math_answers": r"""
+assert math_answers.same_answer(r"\frac12", "0.5") and not math_answers.same_answer("TFT", "TTF")""",
+    "sandbox": r"""
+assert sandbox.run_script("print(input() * 2)", "ab\n").output == "abab\n"
+assert sandbox.run_function("def double(x): return 2 * x", "double", [4]).value == 8
+assert sandbox.run_assertion("def double(x): return 2 * x", "assert double(4) == 8").problem == ""
+""",
     "loss": """
 import torch
 h, w = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4)
@@ -63,12 +76,7 @@ def test_each_concept_file_works_copied_alone_into_an_empty_folder(name, tmp_pat
 
 @pytest.mark.parametrize("name", ALONE)
 def test_concept_files_import_nothing_of_ours(name):
-    allowed = {
-        "peer_context": set(),
-        "verifiers": set(),
-        "loss": {"torch"},
-        "rollout": {"torch", "transformers"},
-    }[name]
+    allowed = {"loss": {"torch"}, "rollout": {"torch", "transformers"}}.get(name, set())
     found = imports(ROOT / f"{name}.py")
     assert not found & OURS
     assert {module for module in found if module not in sys.stdlib_module_names} <= allowed

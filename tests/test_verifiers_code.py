@@ -1,7 +1,8 @@
-"""The code verifier against hostile, honest and real programs. Needs only verifiers.py; the real data is optional."""
+"""The code verifier against hostile, honest and real programs; the real data is optional."""
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import sandbox
 import verifiers
 from verifiers import verify, verify_batch, verify_code
 
@@ -145,12 +147,12 @@ def hostile(tmp_path_factory):
     before = set(os.listdir("/tmp")) | set(os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else ())
 
     def judge(job):
-        load, start = verifiers._load(), time.monotonic()
+        load, start = sandbox.load(), time.monotonic()
         verdict = verify_code(fenced(job[0]), job[1])
         seconds = time.monotonic() - start
-        return verdict, seconds / max(load, verifiers._load())
+        return verdict, seconds / max(load, sandbox.load())
 
-    with ThreadPoolExecutor(verifiers._cores()) as pool:      # as many at a time as verify_batch
+    with ThreadPoolExecutor(sandbox.cores()) as pool:      # as many at a time as verify_batch
         results = dict(zip(jobs, pool.map(judge, jobs.values())))
     yield SimpleNamespace(results=results, folder=folder, listener=listener, before=before)
     listener.close()
@@ -179,7 +181,7 @@ def descendants(pid):
 @linux
 def test_hostile_programs_leave_nothing_behind(hostile):
     time.sleep(0.3)
-    assert len(descendants(verifiers._server.process.pid)) == 1, "only the server itself, inside its namespaces"
+    assert len(descendants(sandbox._server.process.pid)) == 1, "only the server itself, inside its namespaces"
     now = set(os.listdir("/tmp")) | set(os.listdir("/dev/shm"))
     assert not [name for name in now - hostile.before if name.startswith(("sandbox-", "left-", "written"))]
     assert os.listdir(hostile.folder) == [SECRET]
@@ -361,6 +363,92 @@ def test_assertions_see_plain_data_through_the_proxy(program, test):
         "setup": "import math"}).feedback == ""
 
 
+CLASSES = "class Stack:\n    def __init__(self): self.x = []\n    def push(self, v): self.x.append(v)\n" \
+          "    def __len__(self): return len(self.x)\n    def __contains__(self, v): return v in self.x\n" \
+          "    def __iter__(self): return iter(self.x)\n    def __eq__(self, other): return self.x == other.x\n"
+ERRORS = "class Refused(ValueError): pass\ndef f(x): raise Refused('no ' + str(x))"
+
+
+@pytest.mark.parametrize("program, test", [
+    (CLASSES, "s = Stack()\ns.push(4)\nassert len(s) == 1 and 4 in s and 5 not in s and list(s) == [4]"),
+    (CLASSES, "s, t = Stack(), Stack()\ns.push(4)\nassert s != t and isinstance(s, Stack)\nt.push(4)\nassert s == t"),
+    (ERRORS, "try:\n    f(1)\nexcept Refused as e:\n    assert str(e) == 'no 1'\nelse:\n    assert False"),
+    (ERRORS, "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n"
+             "        with self.assertRaises(Refused): f(1)\nT('test').debug()"),
+    ("def f(xs, d):\n    xs.sort()\n    d['k'] = xs[0]", "a, d = [3, 1], {}\nf(a, d)\nassert a == [1, 3] and d == {'k': 1}"),
+    ("def f(xs, key): return sorted(xs, key=key)", "assert f([3, 1, 2], lambda v: -v) == [3, 2, 1]"),
+    ("def f(g): return g('7')", "assert f(int) == 7"),
+    ("def f(n): return lambda x: x + n", "assert f(1)(2) == 3"),
+    ("def f():\n    i = 0\n    while True:\n        yield i\n        i += 1", "g = f()\nassert next(g) == 0 and next(g) == 1"),
+    ("import datetime\ndef f(d): return d + datetime.timedelta(days=1)",
+     "import datetime\nassert f(datetime.date(2020, 2, 28)) == datetime.date(2020, 2, 29)"),
+    ("def f(d): return d / 2", "from decimal import Decimal\nassert f(Decimal('1.5')) == Decimal('0.75')"),
+    ("def f(r): return sum(r)", "assert f(range(4)) == 6"),
+    ("LIMIT = 7\ndef f(x): return x % LIMIT", "assert f(9) == 9 % LIMIT"),
+    ("class Node:\n    def __init__(self, v, next=None): self.v, self.next = v, next\n"
+     "def f(head):\n    back = None\n    while head: head.next, back, head = back, head, head.next\n    return back",
+     "h = f(Node(1, Node(2)))\nassert (h.v, h.next.v, h.next.next) == (2, 1, None)"),
+])
+def test_tests_use_the_programs_classes_exceptions_and_callbacks(program, test):
+    """Only plain data went to the program and came back: such tests of MBPP and LiveCodeBench failed for everybody."""
+    answer = {"type": "assert", "tests": [test], "entry_point": "f"}
+    assert verify_code(fenced(program), answer).feedback == ""
+    broken = test.replace("assert", "assert not", 1) if "assert " in test else test.replace("Refused", "KeyError")
+    assert not verify_code(fenced(program), {**answer, "tests": [broken]}).correct
+
+
+@pytest.mark.parametrize("result", [
+    "type('A', (), {'__eq__': lambda s, o: True, '__hash__': None})()",
+    "type('A', (), {'__contains__': lambda s, o: True, '__gt__': lambda s, o: True, '__lt__': lambda s, o: True})()",
+    "type('A', (), {'__sub__': lambda s, o: s, '__abs__': lambda s: s, '__lt__': lambda s, o: True})()",
+    "type('f', (), {'__contains__': lambda s, o: True, '__eq__': lambda s, o: True, '__hash__': None})()",
+])
+@pytest.mark.parametrize("test", [f"assert f(3) == '{SECRET}'", f"assert '{SECRET}' in f(3)", "assert f(3) > 10**9",
+                                  "assert abs(f(3) - 73915.5) < 1e-6", f"assert f(3) in ['{SECRET}']"])
+def test_an_object_of_the_program_is_equal_to_no_value_of_the_test(result, test):
+    """References to objects of the program made `__eq__` and `__contains__` of any class a right answer."""
+    answer = {"type": "assert", "tests": [test], "entry_point": "f"}
+    assert not verify_code(fenced(f"def f(x): return {result}"), answer).correct
+
+
+def test_a_module_of_the_program_is_not_asked_for_the_tests_verdict():
+    fake = "class np:\n    allclose = staticmethod(lambda a, b: True)\ndef f(x): return x"
+    answer = {"type": "assert", "tests": ["import math\nassert math.isclose(f(1.0), 2.0)"], "entry_point": "f"}
+    assert not verify_code(fenced(fake + "\nimport math\nmath.isclose = lambda a, b: True"), answer).correct
+
+
+def test_each_denied_system_call_has_a_name_and_a_number_for_each_machine():
+    rows = [call.split() for calls in sandbox._DENIED.values() for call in calls.split(",")]
+    assert all(name.isidentifier() and [n == "-" or n.isdigit() for n in numbers] == [True, True]
+               for name, *numbers in rows)
+    assert len({name for name, *_ in rows}) == len(rows) >= 35
+
+
+@pytest.mark.parametrize("way", ["open('/dev/stdin').read()", "open('/dev/fd/0').read()",
+                                 "__import__('pathlib').Path('/dev/stdin').read_text()",
+                                 "__import__('os').read(__import__('os').open('/dev/stdin', 0), 99).decode()"])
+def test_standard_input_has_its_names_in_dev(way):
+    assert verify_code(fenced(f"print(sum(map(int, {way}.split())))"), SUM).feedback == ""
+
+
+@pytest.mark.parametrize("name, value", [("randint(1, 1)", 1), ("len(ascii_lowercase)", 26), ("date(2020, 1, 3).day", 3),
+    ("datetime.date(2020, 1, 3).day", 3), ("mean([1, 3])", 2), ("gcd(4, 6)", 2), ("len(StringIO('ab').read())", 2),
+    ("itemgetter(0)([5])", 5), ("deepcopy([1])[0]", 1), ("search('b', 'ab').start()", 1), ("sum(accumulate([1, 2]))", 4)])
+def test_names_that_graders_define_need_no_import(name, value):
+    """LiveCodeBench and LeetCode put `from random import *` and the like before each solution."""
+    program = f"class Solution:\n    def f(self, x): return {name}"
+    assert verify_code(fenced(program), call([("0", str(value))])).feedback == ""
+
+
+@pytest.mark.parametrize("response, program", [
+    ('```python\ndef f():\n    """\n    ```\n    f()\n    ```\n    """\nprint(7)\n```', "print(7)\n"),
+    ('```python\n"""\n```\nf()\n```\n"""\nprint(7)\n```\nDone.', "print(7)\n"),
+    ("- So:\n\n    ```python\n    print(7)\n    ```", "print(7)\n")])
+def test_a_fence_inside_a_docstring_does_not_close_the_block(response, program):
+    verdict = verify_code(response, {"type": "stdin", "tests": [{"input": "", "output": "7"}]})
+    assert verdict.correct and verdict.answer.endswith(program)
+
+
 @pytest.mark.parametrize("out, expected, same", [
     ("1", "1\n", True), ("1 \n\n", "1", True), ("1\n2", "1 2", False), ("1  2", "1 2", False), (" 1", "1", False),
     ("0.3333333", "0.33333334", True), ("1.0", "1", True),
@@ -477,7 +565,7 @@ def test_limits_can_be_set():
 HEADER = f"""
 import sys
 sys.path.insert(0, {str(Path(verifiers.__file__).parent)!r})
-import threading, verifiers
+import threading, sandbox, verifiers
 answer = {SUM!r}
 response = {fenced(HONEST["plain"])!r}
 """
@@ -500,12 +588,12 @@ def test_unguarded_script_notebook_and_thread(way, tmp_path):
 
 
 def test_server_started_in_a_thread_outlives_the_thread():
-    verifiers._disconnect()
+    sandbox.close()
     thread = threading.Thread(target=verifiers.describe_isolation)
     thread.start(), thread.join()
-    process = verifiers._server.process
+    process = sandbox._server.process
     time.sleep(0.5)
-    assert verify_code(fenced(HONEST["plain"]), SUM).correct and verifiers._server.process is process
+    assert verify_code(fenced(HONEST["plain"]), SUM).correct and sandbox._server.process is process
 
 
 def test_killed_server_is_started_again_and_the_verdict_is_right():
@@ -516,13 +604,13 @@ def test_killed_server_is_started_again_and_the_verdict_is_right():
             job = pool.submit(verify_code, slow if delay else fenced(HONEST["plain"]),
                 {**SUM, "tests": SUM["tests"][:1]})
             time.sleep(delay)
-            verifiers._server.process.kill()
+            sandbox._server.process.kill()
             assert job.result().correct
 
 
 @linux
 def test_server_and_programs_die_with_a_killed_trainer(tmp_path):
-    script = HEADER + "import os\nverifiers.describe_isolation()\nprint(verifiers._server.process.pid, flush=True)\n" \
+    script = HEADER + "import os\nverifiers.describe_isolation()\nprint(sandbox._server.process.pid, flush=True)\n" \
         f"verifiers.verify_code({fenced('while True: pass')!r}, answer, time_limit=100)\n"
     trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     server = int(trainer.stdout.readline())
@@ -542,7 +630,7 @@ def test_server_and_programs_die_with_a_killed_trainer(tmp_path):
 @linux
 def test_server_holds_none_of_the_trainers_descriptors(tmp_path):
     import fcntl
-    verifiers._disconnect()
+    sandbox.close()
     with open(tmp_path / "lock", "w") as file:
         os.set_inheritable(file.fileno(), True)
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -557,7 +645,7 @@ def test_forked_child_of_the_trainer_uses_a_server_of_its_own():
     pid = os.fork()
     if pid == 0:
         right = verify_code(fenced(HONEST["plain"]), SUM).correct
-        verifiers._disconnect()
+        sandbox.close()
         os._exit(0 if right else 1)
     assert os.waitpid(pid, 0)[1] == 0 and verify_code(fenced(HONEST["plain"]), SUM).correct
 
@@ -568,12 +656,13 @@ def test_forked_child_of_the_trainer_uses_a_server_of_its_own():
                                      ["_enter_namespaces", "_build_root", "_landlock", "_seccomp"]])
 def test_each_layer_can_be_missing_and_is_named(missing, tmp_path):
     """As in a container without user namespaces, or on an old kernel: it still runs, and says what it lacks."""
-    source = Path(verifiers.__file__).read_text()
+    source = Path(sandbox.__file__).read_text()
     for name in missing:
         head = f"def {name}(" + source.split(f"def {name}(")[1].split(":\n")[0] + ":\n"
         fault = "    return {name + ' namespace': False for name in ('user', 'network', 'IPC', 'PID')}\n"
         source = source.replace(head, head + (fault if name == "_enter_namespaces" else "    raise OSError\n"))
-    (tmp_path / "verifiers.py").write_text(source)
+    (tmp_path / "sandbox.py").write_text(source)
+    shutil.copy(verifiers.__file__, tmp_path)
     wrong = fenced("import os; os.mkdir('a', 0); open('b', 'w')")
     script = SCRIPT.replace(str(Path(verifiers.__file__).parent), str(tmp_path)) + \
         f"wrong = {wrong!r}\nprint(verifiers.describe_isolation())\n" \

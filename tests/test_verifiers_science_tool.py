@@ -39,7 +39,7 @@ CHOICES = [  # (response, the letter that is read, or None)
     ("<answer>none</answer>", None), ("<answer>42</answer>", None), ("<answer>B", None), ("B", None),
     ("It is B.", None), ("(B)", None),
     ("<think><answer>A</answer>", None), ("<answer>A</answer></think>", None), ("", None), ("<answer>é</answer>", None),
-    ("The answer is (B).", "B"), ("The answer is B.", "B"), ("the correct answer is: (b)", "B"), ("Answer: C", None),
+    ("The answer is (B).", "B"), ("The answer is B.", "B"), ("the correct answer is: (b)", "B"), ("Answer: C", "C"),
     ("answer: C", "C"), ("The answer is **D**", "D"),
     ("The answer is B because it fits", "B"), ("so it is \\boxed{B}", "B"), ("\\boxed{\\text{(C)}}", "C"),
     ("\\boxed{A} \\boxed{D}", "D"),
@@ -53,7 +53,8 @@ CHOICES = [  # (response, the letter that is read, or None)
 
 
 @pytest.mark.parametrize("response, letter", CHOICES)
-def test_another_option_is_read(response, letter):
+def test_the_letter_that_is_read_is_the_choice(response, letter):
+    """The first capital letter of an option's text, or one of two letters, was read as the choice."""
     for gold in "ABCDJZ":
         verdict = verify("science", response, gold)
         assert verdict.correct is (letter == gold) and verdict.answer == letter
@@ -62,14 +63,14 @@ def test_another_option_is_read(response, letter):
 
 
 @pytest.mark.parametrize("gold", ["", "AB", "1", None, 1, "é", ["A"]])
-def test_a_bad_science_gold_goes_unnoticed(gold):
+def test_a_bad_science_gold_is_refused(gold):
     with pytest.raises(ValueError, match="one letter"):
         check_answer("science", gold)
     with pytest.raises(ValueError, match="one letter"):
         verify("science", "<answer>A</answer>", gold)
 
 
-def test_a_science_gold_of_the_data_is_judged_wrong(rows):
+def test_each_science_gold_of_the_data_is_right_in_each_form(rows):
     for name in SCIENCE_FILES:
         for row in rows(name):
             option = next((line for line in row["prompt"].splitlines() if line.startswith(f"{row['answer']}:")),
@@ -153,7 +154,8 @@ CALLS = [  # (response, gold, correct)
 
 
 @pytest.mark.parametrize("response, gold, correct", CALLS)
-def test_another_call_is_read(response, gold, correct):
+def test_calls_are_right_where_names_order_and_values_are(response, gold, correct):
+    """Labels inside JSON values, doubled keys and numbers as text were misread."""
     verdict = verify("tool", response, gold)
     assert verdict.correct is correct and bool(verdict.feedback) is not correct
 
@@ -162,13 +164,13 @@ def test_another_call_is_read(response, gold, correct):
     gold_of(("a", "{")), gold_of(("", "{}")),
                                   gold_of(("a", '{"k": 1, "k": 2}')), [{"Action": "a", "Action_Input": {}}],
                                   [{"Action": 1, "Action_Input": "{}"}], [None]])
-def test_a_bad_tool_gold_goes_unnoticed(gold):
+def test_a_bad_tool_gold_is_refused(gold):
     for call in (lambda: check_answer("tool", gold), lambda: verify("tool", action("a", "{}"), gold)):
         with pytest.raises(ValueError, match="tool answer"):
             call()
 
 
-def test_a_tool_gold_of_the_data_is_judged_wrong(rows):
+def test_each_tool_gold_of_the_data_is_right_and_a_changed_one_wrong(rows):
     for name in TOOL_FILES:
         for row in rows(name):
             calls = [(item["Action"], item["Action_Input"]) for item in row["answer"]]
@@ -201,7 +203,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_text_costs_seconds(name):
+def test_hostile_text_costs_less_than_a_second(name):
+    """Patterns that scan a megabyte quadratically hung the training step."""
     for task, gold in (("science", "C"), ("tool", gold_of(("a", '{"a": 1}')))):
         start = time.process_time()
         verdict = verify(task, HOSTILE[name], gold)
@@ -209,7 +212,7 @@ def test_hostile_text_costs_seconds(name):
         assert not verdict.correct and 0 < len(verdict.feedback) <= 2_000
 
 
-def test_random_text_raises():
+def test_random_text_never_raises():
     pieces = ["<answer>", "</answer>", "A", "B", "(", ")", ".", ":", " or ", "\n", "\\boxed{", "}", "The answer is ",
         "Action: ", "Action Input: ", "{", '"k"', ":", "1", "]", "[", ",",
               "<think>", "</think>", "true", "\0", "\ud800", "é", "*", "$"]
@@ -221,7 +224,7 @@ def test_random_text_raises():
             assert bool(verdict.feedback) is not verdict.correct and len(verdict.feedback) <= 2_000
 
 
-def test_feedback_tells_the_gold_answer(rows):
+def test_feedback_is_the_same_for_every_gold(rows):
     rng, golds = random.Random(1), [row["answer"] for name in TOOL_FILES for row in rows(name)]
     responses = ["".join(action(item["Action"], item["Action_Input"]) for item in gold) for gold in rng.sample(golds,
         100)]
@@ -234,7 +237,7 @@ def test_feedback_tells_the_gold_answer(rows):
             gold) for gold in "ABCDEJZ") if not verdict.correct}) == 1
 
 
-def test_a_task_has_no_instruction():
+def test_each_task_has_an_instruction_that_names_its_form():
     assert set(INSTRUCTIONS) == set(TASKS)
     assert "\\boxed{}" in INSTRUCTIONS["math"] and "<answer>" in INSTRUCTIONS["science"]
     assert "Action Input: " in INSTRUCTIONS["tool"] and "```python" in INSTRUCTIONS["code"]
