@@ -138,8 +138,9 @@ class Settings:
         self._check_combination()
         self._fill_defaults()
 
-    def _check_value(self, field):
-        name, value, choices = field.name, getattr(self, field.name), field.metadata["choices"]
+    def _check_value(self, setting):
+        name, choices = setting.name, setting.metadata["choices"]
+        value = getattr(self, name)
         if choices and value is not None and value not in choices:
             raise ValueError(f"{flag(name)} {value}: choose from {', '.join(choices)}")
         if not isinstance(value, (int, float)) or isinstance(value, bool):

@@ -964,7 +964,7 @@ class Record:
 
 
 def read_run(folder: Path) -> Record:
-    records, look = read_records(folder / "metrics.jsonl"), monitor()
+    records, warnings_in = read_records(folder / "metrics.jsonl"), monitor()
     config = {}
     with contextlib.suppress(OSError, ValueError, TypeError):
         config = dict(json.loads((folder / "config.json").read_text("utf-8")))
@@ -979,7 +979,7 @@ def read_run(folder: Path) -> Record:
         records,
         steps,
         [r["seconds"] | {"step": r["step"]} for r in records if isinstance(r.get("seconds"), dict)],
-        [line for m in steps for line in look(m)],
+        [line for m in steps for line in warnings_in(m)],
         read_views(folder),
     )
 
