@@ -1,19 +1,18 @@
-"""Before and after training: does the teacher's signal agree with the verifier, will MOPD help
-here, what did a run do?
+"""Before and after training: does the teacher's signal agree with the verifier, will MOPD help?
 
-    python analyze.py signal --task math           # do the teacher's scores agree with the
-    verdicts? context by context python analyze.py preflight --task math        # before any
-    training: will it help this model on these problems? python analyze.py report OUT [OUT2 ...]
-    # OUT/report.html: curves of the runs, tokens coloured by the teacher python analyze.py show OUT
-    --step 30           # one group of these tokens in the terminal
+    python analyze.py signal --task math        # do the teacher's scores agree with the verdicts?
+    python analyze.py preflight --task math     # will training help this model on these problems?
+    python analyze.py report OUT [OUT2 ...]     # OUT/report.html: curves and coloured tokens
+    python analyze.py show OUT --step 30        # one group of these tokens in the terminal
 
 signal and preflight take every flag of train.py but --out and --resume; --out FILE writes their
-numbers as JSON. Stands on top of all other files: models, data and rollouts come from train.py and
-mopd.py, the page from report.py.
+numbers as JSON. This file may import all others: models, data and rollouts come from train.py and
+mopd.py, the page from runtime/report.py.
 
-Score of a rollout: the teacher's mean token log-probability, or its log-ratio to what it was
-without peers. Agreement is measured within prompts, because scores of different problems do not
-compare."""
+The score of a rollout is the teacher's mean token log-probability, or the log-ratio to the one
+without peers. Agreement is measured within each prompt, because scores of different problems are
+not comparable.
+"""
 
 import argparse
 import contextlib
@@ -36,6 +35,7 @@ from runtime import measure, parallel, report
 from runtime.models import max_length
 from runtime.report import grouped
 
+# {context: (number of successes, of failures)}
 SIGNAL = {
     "none": (0, 0),
     "1 success": (1, 0),
@@ -43,11 +43,12 @@ SIGNAL = {
     "1 failure": (0, 1),
     "1s+1f": (1, 1),
     "2s+1f": (2, 1),
-}  # successes, failures
-# the three slots of 2s+1f, filled as in mopd.py's controls
+}
+# three peers as in 2s+1f, but chosen as the ablations of --peers choose them
 CONTROLS = ("random", "unrelated", "success_only")
-# Leave-one-out in a group that has no more than the context shows: what a success and what a
-# failure would read there.
+# {context: (context of a success, of a failure)} if peers were drawn as in training, from a group
+# with exactly the context's successes and failures: a rollout is no peer of itself, so a success
+# sees one success fewer, and a failure one failure fewer.
 LEAVE_ONE_OUT = {
     "1 success": ("none", "1 success"),
     "2 successes": ("1 success", "2 successes"),
@@ -63,23 +64,19 @@ MEASURES = ("AUC", "pairs", "Spearman", "Kendall", "top-1", "AUC, like length")
 
 
 def pair_counts(scores, verdicts, lengths=None) -> tuple[int, int, int]:
-    """(won, tied, all) over the pairs of a success and a failure; won: the success has the higher
-    score.
+    """(won, tied, all) over the pairs of a success and a failure.
 
-    lengths: only pairs whose lengths differ by at most a tenth of the longer one.
+    Won: the success has the higher score. With lengths only those pairs count whose lengths differ
+    by at most a tenth of the longer one.
     """
-    of = lambda wanted: [i for i, v in enumerate(verdicts) if bool(v) is wanted]
-    pairs = [
-        (i, j)
-        for i in of(True)
-        for j in of(False)
-        if lengths is None or abs(lengths[i] - lengths[j]) <= 0.1 * max(lengths[i], lengths[j])
-    ]
-    return (
-        sum(scores[i] > scores[j] for i, j in pairs),
-        sum(scores[i] == scores[j] for i, j in pairs),
-        len(pairs),
-    )
+    right = [i for i, v in enumerate(verdicts) if v]
+    wrong = [i for i, v in enumerate(verdicts) if not v]
+    pairs = list(itertools.product(right, wrong))
+    if lengths is not None:
+        sizes = {(i, j): (lengths[i], lengths[j]) for i, j in pairs}
+        pairs = [pair for pair, (a, b) in sizes.items() if abs(a - b) <= 0.1 * max(a, b)]
+    won = sum(scores[i] > scores[j] for i, j in pairs)
+    return won, sum(scores[i] == scores[j] for i, j in pairs), len(pairs)
 
 
 def ranks(values) -> numpy.ndarray:
@@ -88,8 +85,8 @@ def ranks(values) -> numpy.ndarray:
     return ((values[:, None] > values).sum(1) + (values[:, None] >= values).sum(1) + 1) / 2
 
 
-def correlation(a, b) -> float:
-    """Cosine of two arrays, 0 where one of them is zero: a constant score orders nothing."""
+def correlation(a: numpy.ndarray, b: numpy.ndarray) -> float:
+    """Cosine of two arrays, 0 where one of them is zero: a constant score has no correlation."""
     norm = math.sqrt((a * a).sum() * (b * b).sum())
     return float((a * b).sum()) / norm if norm else 0.0
 
@@ -105,18 +102,16 @@ def kendall(x, y) -> float:
 
 
 def top_hit(scores, verdicts) -> float:
-    """1 where the rollout with the highest score is right; the share of right ones where several
-    have it.
-    """
-    best = [v for s, v in zip(scores, verdicts) if s == max(scores)]
+    """1 if the rollout of the highest score is right, else 0; of several such rollouts the mean."""
+    best = [v for s, v in zip(scores, verdicts, strict=True) if s == max(scores)]
     return sum(best) / len(best)
 
 
 def agreement(scores, verdicts, lengths) -> dict[str, tuple[float, int]]:
-    """MEASURES of one prompt, which must have both classes, as (value, weight of the prompt in the
-    mean over prompts).
+    """{measure: (value, weight of the prompt in the mean)} for MEASURES, of one prompt.
 
-    AUC counts ties a half and every prompt alike; `pairs` counts strict wins and every pair alike.
+    The prompt must have successes and failures. AUC counts a tie as one half and weights all
+    prompts equally; `pairs` counts strict wins and weights all pairs equally.
     """
     won, tied, total = pair_counts(scores, verdicts)
     near_won, near_tied, near = pair_counts(scores, verdicts, lengths)
@@ -131,17 +126,14 @@ def agreement(scores, verdicts, lengths) -> dict[str, tuple[float, int]]:
 
 
 def where(divergences) -> dict[str, tuple[float, float]]:
-    """Where in the rollouts of one prompt the signal lies: {name: (value, its weight in the mean:
-    the divergence)}.
+    """{place: (value, weight in the mean)} for PLACES: where in the rollouts of a prompt signal is.
 
     "strongest tenth": share of the divergence on the strongest tenth of the tokens; "position": its
-    mean position in a rollout (0 first token, 1 last). No weight where it is no more than rounding,
-    as when a copy of the student reads no peer.
+    mean position in a rollout (0 first token, 1 last). The weight is the sum of the divergence. It
+    is 0 if that is no more than rounding, as when a copy of the student reads no peer.
     """
-    flat, total = (
-        numpy.sort(numpy.concatenate(divergences))[::-1],
-        float(sum(d.sum() for d in divergences)),
-    )
+    flat = numpy.sort(numpy.concatenate(divergences))[::-1]
+    total = float(sum(d.sum() for d in divergences))
     places = sum(float(d @ numpy.linspace(0, 1, len(d))) for d in divergences)
     if total < 1e-6 * len(flat):
         return {"strongest tenth": (0.0, 0.0), "position": (0.0, 0.0)}
@@ -152,21 +144,23 @@ def where(divergences) -> dict[str, tuple[float, float]]:
 
 
 def resampled(values, weights, draws) -> tuple[float, numpy.ndarray]:
-    """Weighted mean over prompts, as it is and for every row of prompts in `draws`; NaN where
-    nothing has a weight.
+    """Weighted mean over prompts, and that of each bootstrap sample; NaN where all weights are 0.
+
+    draws (resamples, prompts): the prompts of each sample.
     """
     values, weights = numpy.asarray(values, float), numpy.asarray(weights, float)
-    mean = lambda v, w: (v * w).sum(-1) / numpy.where(w.sum(-1) > 0, w.sum(-1), numpy.nan)
-    return float(mean(values, weights)), mean(values[draws], weights[draws])
+
+    def weighted_mean(v, w):
+        return (v * w).sum(-1) / numpy.where(w.sum(-1) > 0, w.sum(-1), numpy.nan)
+
+    return float(weighted_mean(values, weights)), weighted_mean(values[draws], weights[draws])
 
 
-def interval(estimate, replicates) -> list:
+def interval(estimate: float, replicates: numpy.ndarray) -> list[float | None]:
     """[estimate, lower end, upper end] of the 95 % percentile interval, None where undefined."""
-    ends = (
-        numpy.nanpercentile(replicates, (2.5, 97.5))
-        if numpy.isfinite(replicates).any()
-        else (math.nan, math.nan)
-    )
+    ends = (math.nan, math.nan)
+    if numpy.isfinite(replicates).any():
+        ends = numpy.nanpercentile(replicates, (2.5, 97.5))
     return [float(x) if math.isfinite(x) else None for x in (estimate, *ends)]
 
 
@@ -174,52 +168,51 @@ def interval(estimate, replicates) -> list:
 
 
 def draw_peers(attempts, contexts, seed) -> tuple[dict[str, dict], list[list[int]]]:
-    """({context: {position: Peers}}, scored positions of each prompt): peers held out of what they
-    help to score.
+    """({context: {position: Peers}}, scored positions of each prompt), with held-out peers.
 
-    Were a rollout's peers drawn from all the others, as in training, a success would find one
-    success fewer than a failure does, and the score could know the verdict by counting. So each
-    prompt gives up a pool (the successes and failures that the largest context needs; three at
-    random for that control), everything else is scored, and all of it reads the same peers. A
-    prompt that leaves no success or no failure to score is left out for every context. Truncated
-    rollouts and those without text are neither shown nor scored.
+    If peers were drawn from all other rollouts, as in training, a success would see one success
+    fewer than a failure does, and its context alone would tell the verdict. So each prompt sets a
+    pool of peers aside (the successes and failures of the largest context; three at random for that
+    control). All other rollouts of the prompt are scored with the same peers from the pool. A
+    prompt without a success and a failure left to score is skipped in every context. Truncated and
+    empty rollouts are neither shown nor scored.
     """
     texts = [peer_context.strip_thinking(a.text) for a in attempts]
     usable = [i for i, a in enumerate(attempts) if a.rollout.stopped and texts[i]]
     n_success = max(SIGNAL[c][0] if c in SIGNAL else 3 * (c == "success_only") for c in contexts)
     n_failure = max(SIGNAL[c][1] if c in SIGNAL else 0 for c in contexts)
+    n_unrelated = 3 * ("unrelated" in contexts)
     peers, scored = {c: {} for c in contexts}, []
     for mates in grouped(usable, of=lambda i: attempts[i].group):
         group, key = attempts[mates[0]].group, attempts[mates[0]].problem.key
         rng = random.Random(repr((seed, "pool", key)))
-        draw = lambda candidates, n: peer_context.draw(candidates, n, texts, rng)
-        right = draw([i for i in mates if attempts[i].success], n_success)
-        wrong = draw([i for i in mates if not attempts[i].success], n_failure)
-        mixture = draw(mates, 3 * ("random" in contexts))
-        strangers = draw(
-            [i for i in usable if attempts[i].success and attempts[i].group != group], 3
-        )
+        right = [i for i in mates if attempts[i].success]
+        wrong = [i for i in mates if not attempts[i].success]
+        others = [i for i in usable if attempts[i].success and attempts[i].group != group]
+        right = peer_context.draw(right, n_success, texts, rng)
+        wrong = peer_context.draw(wrong, n_failure, texts, rng)
+        mixture = peer_context.draw(mates, 3 * ("random" in contexts), texts, rng)
+        unrelated = peer_context.draw(others, n_unrelated, texts, rng)
         rest = [i for i in mates if i not in {*right, *wrong, *mixture}]
-        full = (
-            len(right) == n_success
-            and len(wrong) == n_failure
-            and (len(strangers) == 3 or "unrelated" not in contexts)
-        )
-        if full and len({attempts[i].success for i in rest}) == 2:
-            scored.append(rest)
-            shown = {c: (right[:n], wrong[:m]) for c, (n, m) in SIGNAL.items()} | {
-                "random": (mixture[:2], mixture[2:]),
-                "unrelated": (strangers, ()),
-                "success_only": (right[:3], ()),
-            }
-            for c in contexts:
-                peers[c].update(dict.fromkeys(rest, peer_context.Peers(*shown[c])))
+        if (len(right), len(wrong), len(unrelated)) != (n_success, n_failure, n_unrelated):
+            continue
+        if len({attempts[i].success for i in rest}) < 2:
+            continue
+        scored.append(rest)
+        shown = {c: (right[:n], wrong[:m]) for c, (n, m) in SIGNAL.items()} | {
+            "random": (mixture[:2], mixture[2:]),
+            "unrelated": (unrelated, ()),
+            "success_only": (right[:3], ()),
+        }
+        for c in contexts:
+            peers[c].update(dict.fromkeys(rest, peer_context.Peers(*shown[c])))
     return peers, scored
 
 
 def read_contexts(run, attempts, peers) -> tuple[dict[str, list], set[int]]:
-    """({context: a Reading for each attempt that has peers there}, positions that lost a peer for
-    want of room).
+    """({context: a Reading of each attempt that has peers there}, positions that lost a peer).
+
+    A peer is lost where the teacher's context window is too short.
     """
     s, versions, lost = run.settings, {}, set()
     for c, chosen in peers.items():
@@ -252,13 +245,11 @@ def read_contexts(run, attempts, peers) -> tuple[dict[str, list], set[int]]:
 
 
 def measure_signal(run, attempts, *, contexts=(*SIGNAL, *CONTROLS), resamples=2000) -> dict:
-    """Agreement of the teacher's scores with the verdicts over one fixed set of rollouts, context
-    by context.
+    """Agreement of the teacher's scores with the verdicts, for each context on the same rollouts.
 
-    Every number is [estimate, lower, upper] with a 95 % bootstrap interval over prompts; all
-    contexts share the draws, so differences are paired. "leave-one-out" is the AUC of the same
-    rollouts where each is itself one of the peers and so reads one fewer of its own kind.
-    ValueError where fewer than two prompts can be used.
+    Every number is [estimate, lower, upper] with a 95 % bootstrap interval over prompts. All
+    contexts share the bootstrap samples, so differences are paired. "leave-one-out" is the AUC with
+    the contexts of LEAVE_ONE_OUT. Raises ValueError where fewer than two prompts can be used.
     """
     peers, groups = draw_peers(attempts, contexts, run.settings.seed)
     readings, lost = read_contexts(run, attempts, peers)
@@ -266,29 +257,33 @@ def measure_signal(run, attempts, *, contexts=(*SIGNAL, *CONTROLS), resamples=20
     groups = [mates for mates in groups if len({attempts[i].success for i in mates}) == 2]
     if len(groups) < 2:
         raise ValueError(
-            f"{len(groups)} of {len(grouped(attempts))} prompts have successes and failures to spare for "
-            "every context: more --problems, more --rollouts, or easier problems"
+            f"{len(groups)} of {len(grouped(attempts))} prompts have successes and failures to "
+            "spare for every context: more --problems, more --rollouts, or easier problems"
         )
-    draws = numpy.random.default_rng(run.settings.seed).integers(
-        0, len(groups), (resamples, len(groups))
-    )
+    rng = numpy.random.default_rng(run.settings.seed)
+    draws = rng.integers(0, len(groups), (resamples, len(groups)))
     flat = [i for mates in groups for i in mates]
     length = {i: len(attempts[i].rollout.ids) for i in flat}
 
-    def measures(score):
-        columns = [
-            agreement(*zip(*((score[i], attempts[i].success, length[i]) for i in mates)))
-            for mates in groups
-        ]
-        return {m: resampled(*zip(*(column[m] for column in columns)), draws) for m in MEASURES}
+    def bootstrapped(columns, names):
+        """{name: resampled(...)} of what `agreement` or `where` returned for each prompt."""
+        pairs = {name: zip(*(column[name] for column in columns), strict=True) for name in names}
+        return {name: resampled(*pair, draws) for name, pair in pairs.items()}
 
-    auc = lambda score: interval(*measures(score)["AUC"])
+    def measures(score):
+        columns = []
+        for mates in groups:
+            verdicts, lengths = [attempts[i].success for i in mates], [length[i] for i in mates]
+            columns.append(agreement([score[i] for i in mates], verdicts, lengths))
+        return bootstrapped(columns, MEASURES)
+
+    def auc(score):
+        return interval(*measures(score)["AUC"])
+
     tables, differences, places = {}, {}, {}
     for c in contexts:
-        lies = [where([readings[c][i].divergence for i in mates]) for mates in groups]
-        places[c] = {
-            name: interval(*resampled(*zip(*(x[name] for x in lies)), draws)) for name in PLACES
-        }
+        columns = [where([readings[c][i].divergence for i in mates]) for mates in groups]
+        places[c] = {name: interval(*x) for name, x in bootstrapped(columns, PLACES).items()}
     for kind in ("log-probability", "log-ratio"):
         base = {i: float(readings["none"][i].teacher.mean()) * (kind == "log-ratio") for i in flat}
         score = {
@@ -300,20 +295,19 @@ def measure_signal(run, attempts, *, contexts=(*SIGNAL, *CONTROLS), resamples=20
         }
         for c in table:
             if set(LEAVE_ONE_OUT.get(c, ("",))) <= set(contexts):
-                reads = dict(zip((True, False), LEAVE_ONE_OUT[c]))
+                of_success, of_failure = LEAVE_ONE_OUT[c]
                 table[c]["leave-one-out"] = auc(
-                    {i: score[reads[attempts[i].success]][i] for i in flat}
+                    {i: score[of_success if attempts[i].success else of_failure][i] for i in flat}
                 )
             table[c] |= places[c]
-        differences[kind] = {
-            f"{b} minus {a}": interval(*(y - x for x, y in zip(found[a]["AUC"], found[b]["AUC"])))
-            for a, b in itertools.combinations(found, 2)
-        }
-    shown = lambda i: {
-        attempts[j].text
-        for chosen in peers.values()
-        for j in chosen[i].successes + chosen[i].failures
-    }
+        differences[kind] = {}
+        for a, b in itertools.combinations(found, 2):
+            (x, x_draws), (y, y_draws) = found[a]["AUC"], found[b]["AUC"]
+            differences[kind][f"{b} minus {a}"] = interval(y - x, y_draws - x_draws)
+    copies = 0
+    for i in flat:
+        shown = [j for of in peers.values() for j in of[i].successes + of[i].failures]
+        copies += attempts[i].text in {attempts[j].text for j in shown}
     right = [[attempts[i].success for i in mates] for mates in groups]
     return {
         "prompts": len(grouped(attempts)),
@@ -321,51 +315,55 @@ def measure_signal(run, attempts, *, contexts=(*SIGNAL, *CONTROLS), resamples=20
         "rollouts_used": len(flat),
         "chance": float(numpy.mean([sum(v) / len(v) for v in right])),
         "resamples": resamples,
-        "copies": sum(attempts[i].text in shown(i) for i in flat) / len(flat),
+        "copies": copies / len(flat),
         "shorter is better": auc({i: -length[i] for i in flat}),
         "tables": tables,
         "AUC differences": differences,
     }
 
 
-def print_signal(result):
-    cell = lambda x: "-" if x is None or x[0] is None else f"{x[0]:.2f} [{x[1]:.2f}, {x[2]:.2f}]"
+def _cell(x) -> str:
+    """An estimate with its interval."""
+    return "-" if x is None or x[0] is None else f"{x[0]:.2f} [{x[1]:.2f}, {x[2]:.2f}]"
+
+
+def print_signal(result: dict) -> None:
     print(
-        f"{result['prompts_used']} of {result['prompts']} prompts and {result['rollouts_used']} rollouts, the same "
-        f"for every context, {result['chance']:.2f} of them right.\nAUC of shortness alone "
-        f"{cell(result['shorter is better'])}; {result['copies']:.0%} have the text of a peer of some context."
+        f"{result['prompts_used']} of {result['prompts']} prompts and {result['rollouts_used']} "
+        f"rollouts, the same for every context, {result['chance']:.2f} of them right.\n"
+        f"AUC of shortness alone {_cell(result['shorter is better'])}; "
+        f"{result['copies']:.0%} have the text of a peer of some context."
     )
     if result["prompts_used"] < FEW:
         print(
-            f"{result['prompts_used']} prompts are too few: their intervals are too narrow to believe."
+            f"{result['prompts_used']} prompts are too few: "
+            "their intervals are too narrow to believe."
         )
-    wide, narrow = (
-        ("AUC", "AUC, like length", "leave-one-out"),
-        ("pairs", "Spearman", "Kendall", "top-1"),
-    )
-    short = lambda x: "-" if x[0] is None else f"{x[0]:.2f}"
+    with_interval = ("AUC", "AUC, like length", "leave-one-out")
+    without = ("pairs", "Spearman", "Kendall", "top-1")
     for kind, table in result["tables"].items():
         print(
             f"\n{kind:16s}"
-            + "".join(f"{name:>19s}" for name in wide)
-            + "".join(f"{name:>10s}" for name in narrow)
+            + "".join(f"{name:>19s}" for name in with_interval)
+            + "".join(f"{name:>10s}" for name in without)
             + "".join(f"{name:>19s}" for name in PLACES)
         )
         for c, row in table.items():
+            estimates = ["-" if row[name][0] is None else f"{row[name][0]:.2f}" for name in without]
             print(
                 f"{c:16s}"
-                + "".join(f"{cell(row.get(name)):>19s}" for name in wide)
-                + "".join(f"{short(row[name]):>10s}" for name in narrow)
-                + "".join(f"{cell(row[name]):>19s}" for name in PLACES)
+                + "".join(f"{_cell(row.get(name)):>19s}" for name in with_interval)
+                + "".join(f"{estimate:>10s}" for estimate in estimates)
+                + "".join(f"{_cell(row[name]):>19s}" for name in PLACES)
             )
         print("AUC, paired:")
         for name, x in result["AUC differences"][kind].items():
             if "2s+1f" in name or name.endswith("minus none") or name == "1s+1f minus 1 success":
-                print(f"  {name:32s}{cell(x)}")
+                print(f"  {name:32s}{_cell(x)}")
 
 
-def sample_groups(run) -> list[mopd.Attempt]:
-    """The rollouts of a first training step."""
+def sample_groups(run: train.Run) -> list[mopd.Attempt]:
+    """The rollouts of the first training step."""
     s = run.settings
     return mopd.sample(
         run.student,
@@ -382,7 +380,7 @@ def sample_groups(run) -> list[mopd.Attempt]:
 
 # --- preflight ---
 
-# (when, what to do), filled in from the numbers of `preflight`
+# (condition, text) over the numbers of `preflight`, which are also filled into the text
 DOUBTS = (
     (
         lambda r: r["problems"] < FEW,
@@ -408,8 +406,9 @@ DOUBTS = (
         lambda r: (
             r["teacher_gain"] is not None and r["teacher_gain"] + 2 * r["teacher_gain_error"] < 0.05
         ),
-        "the teacher, where it writes itself, is hardly better than the student or worse ({teacher_gain:+.2f}, standard "
-        "error {teacher_gain_error:.2f}): a larger model or another prompt",
+        "the teacher, where it writes itself, is hardly better than the student or worse "
+        "({teacher_gain:+.2f}, standard error {teacher_gain_error:.2f}): "
+        "a larger model or another prompt",
     ),
     (
         lambda r: (
@@ -418,8 +417,8 @@ DOUBTS = (
             <= r["teacher_gain"]
             <= 2 * r["teacher_gain_error"]
         ),
-        "the teacher's lead ({teacher_gain:+.2f}, standard error {teacher_gain_error:.2f}) may be nothing: more "
-        "--problems to be sure, a larger model or another prompt",
+        "the teacher's lead ({teacher_gain:+.2f}, standard error {teacher_gain_error:.2f}) "
+        "may be nothing: more --problems to be sure, a larger model or another prompt",
     ),
     (
         lambda r: r["auc"] is not None and r["auc_prompts"] >= FEW and r["auc"][0] < 0.55,
@@ -430,25 +429,24 @@ DOUBTS = (
         "teacher and student agree on every token: there is no signal to learn from",
     ),
 )
-# fewer prompts than this say little, and their intervals nothing
+# with fewer prompts than this, bootstrap intervals are too narrow
 FEW = 8
-# What of SIGNAL is nearest to what the run's teacher reads; a control is measured as itself.
+# {context of the run's teacher: the one of SIGNAL that is most like it}; a control is in CONTROLS
 NEAREST = {"contrastive": "1s+1f", "positive": "1 success", "sdpo": "1 success"}
 
 
-def mean(values):
+def mean(values: list) -> float | None:
     """The mean of a list, None of an empty one."""
     return sum(values) / len(values) if values else None
 
 
-def preflight(run, attempts) -> dict:
-    """What can be known before training, from the rollouts of one step; `doubts` are the reasons
-    not to train so.
+def preflight(run: train.Run, attempts: list[mopd.Attempt]) -> dict:
+    """A forecast of the training from the rollouts of one step; `doubts`: reasons not to train.
 
-    `predicted_gain`: the share of rollouts with a weight, times how much more often the teacher is
-    right, where it writes the answer itself after what it reads, than the student is on the same
-    problems. `gap`: mean log teacher - log student on the student's tokens (arXiv 2605.30070 finds
-    that it predicts the final gain).
+    `teacher_gain`: how much more often than the student the teacher is right when it writes answers
+    itself after its context, on the same problems. `predicted_gain`: that, times the share of
+    rollouts with a weight. `gap`: mean log teacher - log student on the student's tokens (arXiv
+    2605.30070 finds that it predicts the final gain).
     """
     s, own = run.settings, report.own_context(run.settings)
     table = measure.measure(run, attempts)
@@ -468,14 +466,15 @@ def preflight(run, attempts) -> dict:
         longest=max_length(run.teacher.model),
     )
     rates = [mean([a.success for a in mates]) for mates in grouped(attempts)]
-    every = measure.measure(run, attempts, kinds=[own], layouts=[s.layout], only_mixed=False)[
-        "arms"
-    ][own][s.layout]
-    student = {mates[0].problem.key: rate for mates, rate in zip(grouped(attempts), rates)}
-    lead, error = measure.lead(
-        every, {"rates": student, "right": mean(rates), "samples": len(attempts)}
-    )
-    read = report.read_tokens(
+    every = measure.measure(run, attempts, kinds=[own], layouts=[s.layout], only_mixed=False)
+    keys = [mates[0].problem.key for mates in grouped(attempts)]
+    student = {
+        "rates": dict(zip(keys, rates, strict=True)),
+        "right": mean(rates),
+        "samples": len(attempts),
+    }
+    lead, error = measure.lead(every["arms"][own][s.layout], student)
+    readings = report.read_tokens(
         run.student,
         run.teacher,
         {"own": attempts},
@@ -483,11 +482,14 @@ def preflight(run, attempts) -> dict:
         budget=s.micro_tokens,
         autocast=run.autocast,
     )["own"]
-    readings = [reading for reading in read if reading]
-    tokens = lambda name: numpy.concatenate([getattr(r, name) for r in readings])
+    readings = [reading for reading in readings if reading]
+    gap = divergence = None
+    if readings:
+        gap = float(numpy.concatenate([r.teacher - r.student for r in readings]).mean())
+        divergence = float(numpy.concatenate([r.divergence for r in readings]).mean())
     signal, context = {}, NEAREST.get(own, own)
     if context != "none":  # opd's teacher reads no peers
-        # too few prompts: print_preflight says so
+        # ValueError: too few prompts, which print_preflight reports
         with contextlib.suppress(ValueError):
             signal = measure_signal(run, attempts, contexts=("none", context))
     weighted = mean([a.weight > 0 for a in attempts])
@@ -504,8 +506,8 @@ def preflight(run, attempts) -> dict:
         "teacher_gain": lead,
         "teacher_gain_error": error,
         "predicted_gain": weighted * (lead or 0.0),
-        "gap": float((tokens("teacher") - tokens("student")).mean()) if readings else None,
-        "divergence": float(tokens("divergence").mean()) if readings else None,
+        "gap": gap,
+        "divergence": divergence,
         "auc_context": context,
         "auc_prompts": signal.get("prompts_used"),
         "auc": signal["tables"]["log-ratio"][context]["AUC"] if signal else None,
@@ -513,51 +515,53 @@ def preflight(run, attempts) -> dict:
     return result | {"doubts": [text.format(**result) for when, text in DOUBTS if when(result)]}
 
 
-def print_preflight(r):
+def print_preflight(r: dict) -> None:
     print(
-        f"student: {r['success']:.3f} right; groups {r['mixed']:.0%} mixed, {r['all_wrong']:.0%} all wrong, "
-        f"{r['all_right']:.0%} all right; {r['truncated']:.0%} truncated; {r['weighted']:.0%} with something to "
-        "learn from"
+        f"student: {r['success']:.3f} right; groups {r['mixed']:.0%} mixed, "
+        f"{r['all_wrong']:.0%} all wrong, {r['all_right']:.0%} all right; "
+        f"{r['truncated']:.0%} truncated; {r['weighted']:.0%} with something to learn from"
     )
     print("\n".join([*measure.lines_of(r["measured"]), f"layout of the peers: {r['layout']}"]))
     if r["teacher_gain"] is not None:
         print(
-            f"on all {r['problems']} problems the teacher leads the student by {r['teacher_gain']:+.3f} "
-            f"(standard error {r['teacher_gain_error']:.3f})"
+            f"on all {r['problems']} problems the teacher leads the student by "
+            f"{r['teacher_gain']:+.3f} (standard error {r['teacher_gain_error']:.3f})"
         )
     if r["gap"] is not None:
         print(
-            f"on the student's tokens: log teacher - log student {r['gap']:+.3f} on average, divergence "
-            f"{r['divergence']:.4f}"
+            f"on the student's tokens: log teacher - log student {r['gap']:+.3f} on average, "
+            f"divergence {r['divergence']:.4f}"
         )
     if r["auc_context"] != "none":
         auc = "unknown" if r["auc"] is None else "{:.2f} [{:.2f}, {:.2f}]".format(*r["auc"])
         few = ", which are too few" if (r["auc_prompts"] or 0) < FEW else ""
         print(
-            f"AUC of its scores after {r['auc_context']}: {auc} over the {r['auc_prompts'] or 0} prompts with "
-            f"successes and failures to spare{few}"
+            f"AUC of its scores after {r['auc_context']}: {auc} over the {r['auc_prompts'] or 0} "
+            f"prompts with successes and failures to spare{few}"
         )
     print(f"success that the student could take over from its teacher: {r['predicted_gain']:+.3f}")
-    print(
-        "\n".join(["verdict: not like this, because", *(f"- {reason}" for reason in r["doubts"])])
-        if r["doubts"]
-        else "verdict: train; nothing here speaks against it"
-    )
+    if not r["doubts"]:
+        print("verdict: train; nothing here speaks against it")
+        return
+    print("verdict: not like this, because")
+    for reason in r["doubts"]:
+        print(f"- {reason}")
 
 
 # --- command line ---
 
 COLUMNS = """
- Contexts: none, numbers of successes (s) and failures (f) held out of the same group, the three controls of --peers.
- AUC: how often a success scores higher than a failure of the same prompt, ties a half; like length: of pairs whose
- lengths differ by a tenth at most; leave-one-out: the AUC that peers drawn as in training would show, where a success
- reads one success fewer; pairs: strict wins over all pairs; Spearman, Kendall: with the verdict; top-1: how often the
- best-scored rollout is right; strongest tenth: share of the divergence on the tenth of the tokens where it is
- strongest; position: where it lies, 0 the first token, 1 the last. In brackets 95 % intervals over prompts."""
+ Contexts: none, numbers of successes (s) and failures (f) held out of the same group, the three
+ controls of --peers. AUC: how often a success scores higher than a failure of the same prompt, ties
+ a half; like length: of pairs whose lengths differ by a tenth at most; leave-one-out: the AUC that
+ peers drawn as in training would show, where a success reads one success fewer; pairs: strict wins
+ over all pairs; Spearman, Kendall: with the verdict; top-1: how often the best-scored rollout is
+ right; strongest tenth: share of the divergence on the tenth of the tokens where it is strongest;
+ position: where it lies, 0 the first token, 1 the last. In brackets 95 % intervals over prompts."""
 
 
-def parse(arguments):
-    """(our options, the flags left for train.py)"""
+def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """(options of this file, flags left for train.py); an error exits with status 2."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     page = commands.add_parser("report", help="write OUT/report.html", allow_abbrev=False)
@@ -600,21 +604,18 @@ def parse(arguments):
     return options, rest
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     options, rest = parse(arguments)
     try:
         if options.command == "report":
             return print(report.write_report(options.folders))
         if options.command == "show":
             return report.show(options.folder, step=options.step, context=options.context)
-        # Signal holds peers out of the groups it scores, so it needs larger groups than training;
-        # later flags win.
-        settings = train.parse(
-            ["--problems", "64", "--rollouts", "32", *rest]
-            if options.command == "signal"
-            else rest,
-            "analyze.py",
-        )
+        if options.command == "signal":
+            # larger groups than in training, because the peers are held out of them; if `rest`
+            # has these flags too, its later ones win
+            rest = ["--problems", "64", "--rollouts", "32", *rest]
+        settings = train.parse(rest, "analyze.py")
         if options.command == "signal" and options.resamples < 1:
             raise ValueError(f"--resamples {options.resamples}: must be positive")
         if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
@@ -632,12 +633,13 @@ def main(arguments=None):
             print("the paper's layout of peers; for the other: --layout turns")
         if options.command == "signal":
             result = measure_signal(run, attempts, resamples=options.resamples)
+            print_signal(result)
         else:
             result = preflight(run, attempts)
-        {"signal": print_signal, "preflight": print_preflight}[options.command](result)
+            print_preflight(result)
         if options.out:
             options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # `| head` closed the pipe: no traceback, now or when Python exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except parallel.REFUSALS as error:
         print(f"analyze.py: error: {error}", file=sys.stderr)

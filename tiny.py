@@ -1,34 +1,37 @@
-"""The embedded default: four made-up worlds, and a tiny student that learns in about a minute how
-to use peers.
+"""The embedded default: four made-up worlds, and a tiny student that learns them in minutes.
 
-Needs torch, transformers, tokenizers and peer_context (the warm-up reads the real teacher prompt);
+Needs torch, transformers, tokenizers and peer_context (the warm-up uses the real teacher prompt);
 knows nothing of the training loop, which treats the tiny student like any Hub model: an ordinary
-LlamaForCausalLM with an ordinary fast tokenizer and chat template, whose answers are read by the
-real verifiers.
+LlamaForCausalLM with a fast tokenizer and a chat template, whose answers the real verifiers judge.
 
-The world: a problem uses a made-up word (one of 24) that means one of 10 rules. In the warm-up
-every example gives the word a fresh random meaning, so without peers the student can only guess
+The world: each problem uses a made-up word (one of 24) that means one of 10 rules. In the warm-up
+every example gives the word a fresh random meaning. So without peers the student can only guess
 (right about 1 time in 10), and with peers it learns to infer: a success names the rule, a failure
 rules one out. The warm-up target is the exact posterior over the rules given the peers. Then a
 secret table, fixed by world and seed, gives every word its meaning, and training must discover it
-by trial and error. The rule is named first and everything after it follows from it by copying: a
-teacher that could copy the answer behind a wrong start would teach the student to contradict
-itself, and a student that has to compute (we tried sums and products in one token) forgets, during
-training, the results that training does not show.
+by trial and error.
 
-    model, tokenizer = build("math", instruction=verifiers.INSTRUCTIONS["math"],
-    verify=verifiers.verify, folder="runs") train_rows, eval_rows = problems("math", seed=0)
-    # rows as in any data file: prompt, answer
+A completion names the rule first; the rest follows from the rule by copying. If the answer could be
+copied from a peer without naming the rule, the teacher would push towards the right answer after a
+wrong rule, and the student would learn to contradict itself. If the student had to compute (we
+tried sums and products in one token), it would forget the results that training does not show.
+
+    model, tokenizer = build(
+        "math", instruction=verifiers.INSTRUCTIONS["math"], verify=verifiers.verify, folder="runs"
+    )
+    train_rows, eval_rows = problems("math", seed=0)    # as in any data file: prompt, answer
 """
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
 import random
 import re
 import shutil
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -62,7 +65,7 @@ SMALL = dict(
     num_attention_heads=4,
     num_key_value_heads=4,
 )
-# the layout of peers that it learns to read
+# layout: how peers are written in the warm-up, see peer_context.teacher_messages
 WARM_UP = dict(steps=500, batch=48, lr=3e-3, layout="turn")
 PEER_WEIGHT = 0.3
 
@@ -102,12 +105,12 @@ RULES = {
         for name in "archive copy delete email lock print rename share tag upload".split()
     },
 }
-LETTERS = dict(zip(RULES["science"], "ABCDEFGHIJ"))
+LETTERS = dict(zip(RULES["science"], "ABCDEFGHIJ", strict=True))
 
 
 @functools.lru_cache(maxsize=None)
-def operands(task) -> tuple[list, list]:
-    """(for training, for evaluation): disjoint operands of the problems, the same for every seed."""
+def operands(task: str) -> tuple[list, list]:
+    """(for training, for evaluation): disjoint operands, the same for every seed."""
     rng = random.Random(f"operands {task}")
     if task == "math":
         every = [(a, b) for a in range(2, 20) for b in range(2, 20) if a != b]
@@ -118,7 +121,7 @@ def operands(task) -> tuple[list, list]:
     return every[:cut], every[cut:]
 
 
-def problem(task, word, values) -> str:
+def problem(task: str, word: str, values: tuple[int, ...]) -> str:
     """The text of one problem."""
     if task == "math":
         return f"Compute {values[0]} {word} {values[1]}."
@@ -130,26 +133,23 @@ def problem(task, word, values) -> str:
     return f"Use the right tool to {word} item {values[0]}."
 
 
-def completion(task, word, rule, values) -> str:
-    """What a student that believes `word` means `rule` answers: the rule first, then what follows
-    from it.
-    """
+def completion(task: str, word: str, rule: str, values: tuple[int, ...]) -> str:
+    """The answer of a student that believes `word` means `rule`: it names the rule first."""
     if task == "math":
         result = RULES["math"][rule][0].format(a=values[0], b=values[1])
         return f"{word} means {rule}. The answer is \\boxed{{{result}}}."
     if task == "code":
-        return f"{word} means this.\n```python\ndef solve(x):\n    return {rule.format(c=values[0])}\n```"
+        body = f"def solve(x):\n    return {rule.format(c=values[0])}"
+        return f"{word} means this.\n```python\n{body}\n```"
     if task == "science":
-        return f"<reasoning>\n{word} is made of {rule}.\n</reasoning>\n<answer>\n{LETTERS[rule]}\n</answer>"
-    return (
-        f'Thought: to {word} is to {rule}.\nAction: {rule}\nAction Input: {{"item": {values[0]}}}'
-    )
+        thought = f"<reasoning>\n{word} is made of {rule}.\n</reasoning>"
+        return f"{thought}\n<answer>\n{LETTERS[rule]}\n</answer>"
+    action = f'Action: {rule}\nAction Input: {{"item": {values[0]}}}'
+    return f"Thought: to {word} is to {rule}.\n{action}"
 
 
-def outcome(task, rule, values):
-    """What the verifier can see of a rule on these operands: rules of the same outcome are right or
-    wrong together.
-    """
+def outcome(task: str, rule: str, values: tuple[int, ...]):
+    """The result of a rule on these operands; the verifier sees no more of the rule."""
     if task == "math":
         return RULES["math"][rule][1](*values)
     if task == "code":
@@ -157,15 +157,13 @@ def outcome(task, rule, values):
     return rule
 
 
-def answer(task, rule, values):
+def answer(task: str, rule: str, values: tuple[int, ...]):
     """The gold answer in the form that the verifier reads."""
     if task == "math":
         return str(outcome(task, rule, values))
     if task == "code":
-        tests = [
-            {"input": str(x), "output": str(y)}
-            for x, y in zip(probes(values[0]), outcome(task, rule, values))
-        ]
+        cases = zip(probes(values[0]), outcome(task, rule, values), strict=True)
+        tests = [{"input": str(x), "output": str(y)} for x, y in cases]
         return {"type": "functional", "entry_point": "solve", "tests": tests}
     if task == "science":
         return LETTERS[rule]
@@ -173,40 +171,28 @@ def answer(task, rule, values):
 
 
 @functools.lru_cache(maxsize=None)
-def probes(c) -> tuple[int, ...]:
-    """Test inputs of the code world. On the first one all ten rules differ, so that the first test
-    settles it.
-    """
-    settles = next(
-        x
-        for x in range(c + 1, 10 * c)
-        if len({rule(x, c) for rule in RULES["code"].values()}) == 10
-    )
-    return settles, 2 * c + 1, c - 1
+def probes(c: int) -> tuple[int, ...]:
+    """Test inputs of the code world; on the first all ten rules have different results."""
+    rules = RULES["code"].values()
+    first = next(x for x in range(c + 1, 10 * c) if len({rule(x, c) for rule in rules}) == 10)
+    return first, 2 * c + 1, c - 1
 
 
-def secret_table(task, seed) -> dict[str, str]:
-    """The meaning of every word: what training has to find out."""
+def secret_table(task: str, seed: int) -> dict[str, str]:
+    """{word: its rule}, which training has to find out."""
     rng = random.Random(f"secret {task} {seed}")
     return {word: rng.choice(list(RULES[task])) for word in WORDS}
 
 
-def problems(task, *, seed=0) -> tuple[list[dict], list[dict]]:
-    """(training rows, evaluation rows) under the secret table; evaluation uses operands that
-    training never shows.
-    """
+def problems(task: str, *, seed: int = 0) -> tuple[list[dict], list[dict]]:
+    """(training rows, evaluation rows) under the secret table, with disjoint operands."""
     table, rng = secret_table(task, seed), random.Random(f"order {task} {seed}")
     sets = []
     for values in operands(task):
-        rows = [
-            {
-                "prompt": problem(task, word, v),
-                "answer": answer(task, table[word], v),
-                "system": None,
-            }
-            for word in WORDS
-            for v in values
-        ]
+        rows = []
+        for word, v in itertools.product(WORDS, values):
+            prompt, gold = problem(task, word, v), answer(task, table[word], v)
+            rows.append({"prompt": prompt, "answer": gold, "system": None})
         rng.shuffle(rows)
         sets.append(rows)
     return tuple(sets)
@@ -215,10 +201,8 @@ def problems(task, *, seed=0) -> tuple[list[dict], list[dict]]:
 # --- the tokenizer: bytes, plus one token for every word and fixed sentence ---
 
 
-def build_tokenizer(task, instruction, verify) -> PreTrainedTokenizerFast:
-    """Byte-level (any text has ids), with single tokens for words, rules, numbers and the world's
-    fixed sentences.
-    """
+def build_tokenizer(task: str, instruction: str, verify) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with single tokens for words, rules, numbers and fixed sentences."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE({c: n for n, c in enumerate(alphabet)}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -236,19 +220,18 @@ def build_tokenizer(task, instruction, verify) -> PreTrainedTokenizerFast:
     names, values = list(RULES[task]), operands(task)[0][0]
     if task == "code":
         names = [part for name in names for part in name.split("{c}") if part]
-    variable = [*WORDS, *names, *(str(n) for n in range(200))] + (
-        list("ABCDEFGHIJ") if task == "science" else []
-    )
-    cuts = re.compile("|".join(map(re.escape, sorted(variable, key=len, reverse=True))))
+    variable = [*WORDS, *names, *(str(n) for n in range(200))]
     if task == "science":
-        # the options never change
+        variable += LETTERS.values()
+        # the list of options is the same in every problem
         fixed += [" made of?" + problem(task, WORDS[0], values).partition(" made of?")[2]]
+    cuts = re.compile("|".join(map(re.escape, sorted(variable, key=len, reverse=True))))
     for text in [
         problem(task, WORDS[0], values),
         *(completion(task, WORDS[0], rule, values) for rule in RULES[task]),
         *(feedback_on(task, rule, values, verify) for rule in RULES[task]),
     ]:
-        fixed += cuts.split(text)  # what stands between the variable parts
+        fixed += cuts.split(text)  # the texts between the variable parts
     tokens = sorted({token for token in fixed + variable if len(token) > 1 or token.isalnum()})
     core.add_tokens([AddedToken(t, normalized=False, special=False) for t in tokens])
     core.add_special_tokens(
@@ -266,19 +249,17 @@ def build_tokenizer(task, instruction, verify) -> PreTrainedTokenizerFast:
 # --- the warm-up ---
 
 
-def warm_up_example(task, verify, rng) -> tuple[str, list[dict], list[str], list[bool]]:
-    """One example: (problem, conversation, the completion of every rule, which rules the peers
-    leave possible).
+def warm_up_example(
+    task: str, verify, rng: random.Random
+) -> tuple[str, list[dict], list[str], list[bool]]:
+    """(problem, conversation, completion of every rule, whether the peers leave it possible).
 
-    Word, operands and true meaning are random; up to two successes and three failures, now and then
-    about another word (then they say nothing about this one), and now and then the verifier's
-    feedback on a wrong attempt.
+    Word, operands and true meaning are random. There are up to two successes and three failures; in
+    a tenth of the examples they are about another word and tell nothing about this one. A quarter
+    of the examples without success have the verifier's feedback on a wrong attempt.
     """
-    values, word, truth = (
-        rng.choice(sum(operands(task), [])),
-        rng.choice(WORDS),
-        rng.choice(list(RULES[task])),
-    )
+    values = rng.choice(sum(operands(task), []))
+    word, truth = rng.choice(WORDS), rng.choice(list(RULES[task]))
     seen = {rule: outcome(task, rule, values) for rule in RULES[task]}
     right = [rule for rule in seen if seen[rule] == seen[truth]]
     wrong = [rule for rule in seen if seen[rule] != seen[truth]]
@@ -295,101 +276,94 @@ def warm_up_example(task, verify, rng) -> tuple[str, list[dict], list[str], list
     if not successes and rng.random() < 0.25:
         own = rng.choice(wrong)
         feedback = feedback_on(task, own, values, verify)
-        # there it is the same for every wrong action
-        ruled_out |= {seen[own]} if task != "tool" else set()
+        if task != "tool":  # whose feedback is the same for every wrong action
+            ruled_out.add(seen[own])
     text = problem(task, word, values)
     messages = peer_context.teacher_messages(
         WARM_UP["layout"], text, successes=shown[0], failures=shown[1], feedback=feedback
     )
-    told = successes and subject == word
-    possible = [rule in right if told else seen[rule] not in ruled_out for rule in seen]
+    rule_is_shown = successes and subject == word
+    possible = [rule in right if rule_is_shown else seen[rule] not in ruled_out for rule in seen]
     return text, messages, [completion(task, word, rule, values) for rule in seen], possible
 
 
 @functools.lru_cache(maxsize=None)
-def feedback_on(task, rule, values, verify) -> str:
+def feedback_on(task: str, rule: str, values: tuple[int, ...], verify) -> str:
     """The verifier's feedback on an attempt by `rule` where another rule is meant."""
-    other = next(
-        name for name in RULES[task] if outcome(task, name, values) != outcome(task, rule, values)
-    )
-    return verify(
-        task, completion(task, WORDS[0], rule, values), answer(task, other, values)
-    ).feedback
+    outcomes = {name: outcome(task, name, values) for name in RULES[task]}
+    other = next(name for name in RULES[task] if outcomes[name] != outcomes[rule])
+    attempt = completion(task, WORDS[0], rule, values)
+    return verify(task, attempt, answer(task, other, values)).feedback
+
+
+@dataclass
+class Row:
+    """A tokenized warm-up example. The completions of the ten rules first differ at `position`."""
+
+    prompt: list[int]
+    untrained: int  # first tokens of the prompt, which get no loss: system message and problem
+    completion: list[int]  # of a rule drawn at random
+    position: int  # in the completion
+    tokens: list[int]  # (10,) of the rules at this position
+    possible: list[bool]  # (10,)
 
 
 def warm_up_batch(
-    task, tokenizer, instruction, verify, size, rng
+    task: str, tokenizer, instruction: str, verify, size: int, rng: random.Random
 ) -> list[tuple[torch.Tensor, ...]]:
-    """Two parts of (ids (B, L), weights of plain targets (B, L - 1), position of the rule (B,), its
-    tokens, posterior).
+    """`size` examples in two parts, each a tuple as `warm_up_tensors` returns it.
 
     The completion names a rule drawn at random, so that the student stays consistent after any
-    start; where the completions of the ten rules part, the target is the posterior (B, 10) over
-    their tokens (B, 10) instead of the one that stands there. The peers are predicted too, at
-    PEER_WEIGHT: they are more examples of how an answer follows from a rule.
+    start. At the position of the rule the target is the posterior over the ten rules instead of
+    that token. The peers are predicted too, with weight PEER_WEIGHT: they are more examples of how
+    an answer follows from a rule.
     """
-    examples = [warm_up_example(task, verify, rng) for _ in range(size)]
     system = {"role": "system", "content": instruction}
-    prompts = [
-        tokenizer.apply_chat_template(
+    examples = [warm_up_example(task, verify, rng) for _ in range(size)]
+    texts = []
+    for text, messages, completions, _ in examples:
+        prompt = tokenizer.apply_chat_template(
             [system, *messages], tokenize=False, add_generation_prompt=True
         )
-        for _, messages, _, _ in examples
-    ]
-    encoded = iter(
-        tokenizer(
-            [
-                text
-                for prompt, (text, _, completions, _) in zip(prompts, examples)
-                for text in (prompt, text, *completions)
-            ],
-            add_special_tokens=False,
-        )["input_ids"]
-    )
+        texts += [prompt, text, *completions]
+    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
     rows, user_token = [], tokenizer.convert_tokens_to_ids("<|user|>")
     for _, _, completions, possible in examples:
         prompt, text, ways = next(encoded), next(encoded), [next(encoded) for _ in completions]
-        parting = next(n for n in range(len(ways[0])) if len({way[n] for way in ways}) > 1)
-        read = prompt.index(user_token) + 1 + len(text)
-        rows.append(
-            (
-                prompt,
-                read,
-                rng.choice(ways) + [tokenizer.eos_token_id],
-                parting,
-                [way[parting] for way in ways],
-                possible,
-            )
-        )
-    # short ones apart: half the padding
-    rows.sort(key=lambda row: len(row[0]) + len(row[2]))
-    return [
-        warm_up_tensors(part, tokenizer.pad_token_id)
-        for part in (rows[: size // 2], rows[size // 2 :])
-    ]
+        position = next(n for n in range(len(ways[0])) if len({way[n] for way in ways}) > 1)
+        untrained = prompt.index(user_token) + 1 + len(text)
+        tokens, chosen = [way[position] for way in ways], rng.choice(ways)
+        chosen = [*chosen, tokenizer.eos_token_id]
+        rows.append(Row(prompt, untrained, chosen, position, tokens, possible))
+    # short and long rows apart: this halves the padding
+    rows.sort(key=lambda row: len(row.prompt) + len(row.completion))
+    parts = rows[: size // 2], rows[size // 2 :]
+    return [warm_up_tensors(part, tokenizer.pad_token_id) for part in parts]
 
 
-def warm_up_tensors(rows, pad) -> tuple[torch.Tensor, ...]:
-    """Rows of (prompt, its first tokens that are only read, completion, position of the rule in it,
-    its tokens, which are possible) as one part of `warm_up_batch`."""
-    length = max(len(prompt) + len(way) for prompt, _, way, *_ in rows)
+def warm_up_tensors(rows: list[Row], pad: int) -> tuple[torch.Tensor, ...]:
+    """Padded tensors of these examples: (ids, weights, where, tokens, posterior).
+
+    ids (B, L); weights of the plain targets (B, L - 1); position that predicts the rule (B,); the
+    ten rules' tokens there (B, 10); the posterior over the rules (B, 10).
+    """
+    length = max(len(row.prompt) + len(row.completion) for row in rows)
     ids, weights = torch.full((len(rows), length), pad), torch.zeros(len(rows), length - 1)
-    for n, (prompt, read, way, parting, _, _) in enumerate(rows):
-        # shifted: position t predicts token t + 1
-        start, end = len(prompt) - 1, len(prompt) - 1 + len(way)
-        ids[n, : end + 1] = torch.tensor(prompt + way)
-        weights[n, read - 1 : start], weights[n, start:end] = PEER_WEIGHT, 1.0
-        weights[n, start + parting] = 0.0
-    where = torch.tensor([len(prompt) - 1 + parting for prompt, _, _, parting, _, _ in rows])
-    posterior = torch.tensor([[float(p) for p in possible] for *_, possible in rows])
-    tokens = torch.tensor([tokens for *_, tokens, _ in rows])
+    where = torch.tensor([len(row.prompt) - 1 + row.position for row in rows])
+    for n, row in enumerate(rows):
+        # shifted by one: position t predicts token t + 1
+        start, end = len(row.prompt) - 1, len(row.prompt) - 1 + len(row.completion)
+        ids[n, : end + 1] = torch.tensor(row.prompt + row.completion)
+        weights[n, row.untrained - 1 : start] = PEER_WEIGHT
+        weights[n, start:end] = 1.0
+        weights[n, where[n]] = 0.0
+    tokens = torch.tensor([row.tokens for row in rows])
+    posterior = torch.tensor([row.possible for row in rows]).float()
     return ids, weights, where, tokens, posterior / posterior.sum(1, keepdim=True)
 
 
 def warm_up(model, tokenizer, task, instruction, verify, *, seed, device="cpu", progress=True):
-    """Teach the student, by supervised learning, to infer a rule from peers and to carry it
-    through.
-    """
+    """Train the student, supervised, to infer a rule from peers and to follow it; returns it."""
     steps, size, peak = WARM_UP["steps"], WARM_UP["batch"], WARM_UP["lr"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     rng = random.Random(f"warm-up {task} {seed}")
@@ -398,51 +372,52 @@ def warm_up(model, tokenizer, task, instruction, verify, *, seed, device="cpu", 
         parts = warm_up_batch(task, tokenizer, instruction, verify, size, rng)
         plain_targets = sum(int(weights.ge(1).sum()) for _, weights, *_ in parts)
         optimizer.zero_grad()
-        for ids, weights, where, tokens, posterior in (
-            [t.to(device) for t in part] for part in parts
-        ):
+        for part in parts:
+            ids, weights, where, tokens, posterior = (tensor.to(device) for tensor in part)
             hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-            # no head where there is no target
+            # the head only where there is a target: its logits are most of the memory
             learnt = weights > 0
-            plain = torch.nn.functional.cross_entropy(
+            nll = torch.nn.functional.cross_entropy(
                 model.lm_head(hidden[:, :-1][learnt]), ids[:, 1:][learnt], reduction="none"
             )
-            at_rule = torch.log_softmax(
-                model.lm_head(hidden[torch.arange(len(ids)), where]), -1
-            ).gather(1, tokens)
-            loss = (plain * weights[learnt]).sum() / plain_targets - (
-                posterior * at_rule
-            ).sum() / size
-            loss.backward()
+            logits = model.lm_head(hidden[torch.arange(len(ids)), where])
+            at_rule = torch.log_softmax(logits, -1).gather(1, tokens)
+            plain = (nll * weights[learnt]).sum() / plain_targets
+            (plain - (posterior * at_rule).sum() / size).backward()
+        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
-            group["lr"] = (
-                peak * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
-            )
+            group["lr"] = peak * min(1, (step + 1) / 50) * cosine
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     return model.eval()
 
 
-def build(task, *, instruction, verify, seed=0, folder="runs", device="cpu", progress=True):
-    """(model, tokenizer) of the warmed-up tiny student, read from `folder` when it was made there
-    before.
+def build(
+    task: str,
+    *,
+    instruction: str,
+    verify,
+    seed: int = 0,
+    folder="runs",
+    device: str = "cpu",
+    progress: bool = True,
+):
+    """(model, tokenizer) of the warmed-up tiny student, cached in `folder`.
 
     instruction: the system message of the task; verify: verifiers.verify, whose feedback the
-    student learns to read. The cache is keyed by everything that determines the weights: task,
-    seed, instruction, shape, warm-up settings, the verifier's feedback, and the sources of this
-    file and of peer_context.
+    student learns to use. The cache is keyed by everything that determines the weights: task, seed,
+    instruction, shape, warm-up settings, the verifier's feedback, and the sources of this file and
+    of peer_context. Raises OSError where `folder` cannot be written.
     """
     tokenizer = build_tokenizer(task, instruction, verify)
     feedback = [feedback_on(task, rule, operands(task)[0][0], verify) for rule in RULES[task]]
     sources = [Path(f).read_text("utf-8") for f in (__file__, peer_context.__file__)]
-    key = hashlib.sha256(
-        json.dumps([task, seed, instruction, SMALL, WARM_UP, feedback, sources]).encode()
-    ).hexdigest()
+    determined_by = json.dumps([task, seed, instruction, SMALL, WARM_UP, feedback, sources])
+    key = hashlib.sha256(determined_by.encode()).hexdigest()
     cache = Path(folder) / f"tiny-{task}-{key[:12]}"
     if cache.is_dir():
-        return AutoModelForCausalLM.from_pretrained(
-            cache, dtype=torch.float32
-        ), AutoTokenizer.from_pretrained(cache)
+        model = AutoModelForCausalLM.from_pretrained(cache, dtype=torch.float32)
+        return model, AutoTokenizer.from_pretrained(cache)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = LlamaConfig(
@@ -456,7 +431,7 @@ def build(task, *, instruction, verify, seed=0, folder="runs", device="cpu", pro
         )
         model = LlamaForCausalLM(config)
     staging = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
-    # where nothing can be written the warm-up need not begin
+    # fail before the warm-up, not after it, where the folder cannot be written
     staging.mkdir(parents=True)
     staging.rmdir()
     if progress:
@@ -470,12 +445,12 @@ def build(task, *, instruction, verify, seed=0, folder="runs", device="cpu", pro
     try:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-    # the latter hides the system's, a full disk for one
+    # safetensors turns an OSError, such as a full disk, into its own error
     except (OSError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise OSError(f"cannot save the warmed-up student in {staging}: {error}") from error
     try:
-        # one rename: a second process never reads half a folder
+        # atomic: a second process never reads half a folder
         staging.rename(cache)
     except OSError:  # another process was first, with the same weights
         shutil.rmtree(staging)

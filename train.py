@@ -1,21 +1,19 @@
 """Train a student by MOPD or a baseline: command line, data, AdamW loop, evaluation.
 
-    python train.py --task math                                     # the tiny student in its
-    made-up world python train.py --task math --model Qwen/Qwen3-1.7B --data train.jsonl --eval-data
-    test.jsonl
+    python train.py --task math                         # the tiny student in its made-up world
+    python train.py --task math --model Qwen/Qwen3-1.7B --data train.jsonl --eval-data test.jsonl
 
-Uses mopd.py for the step itself, checkpoint.py for what must outlive the process, and tiny.py for
-the default student. Knows nothing of how a method works."""
+The step itself stands in mopd.py, checkpoints and signals in runtime/checkpoint.py, the default
+student in tiny.py. This file knows nothing of how a method works.
+"""
 
 import argparse
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 import math
 import random
-import shlex
 import sys
 import time
 from dataclasses import dataclass, field
@@ -30,7 +28,7 @@ import rollout
 import tiny
 import verifiers
 from loss import DIVERGENCES
-from runtime import checkpoint, data, fast_scoring, measure, parallel, report
+from runtime import checkpoint, data, fast_scoring, measure, models, parallel, report
 from runtime.checkpoint import append
 from runtime.fast_rollout import fused_norms, generate, rows_in_memory
 from runtime.metrics import describe
@@ -43,10 +41,9 @@ def option(default, help, choices=None):
 
 @dataclass
 class Settings:
-    """Every setting of a run. None stands for the default of the model at hand: see TINY and REAL
-    below.
+    """Every setting of a run; None becomes the default of the model's kind, see DEFAULTS below.
 
-    Raises ValueError for settings that are wrong in themselves or do not go together.
+    Raises ValueError for a setting out of range and for settings that do not go together.
     """
 
     task: str = option(
@@ -71,8 +68,8 @@ class Settings:
     layout: str = option(
         None,
         "how the teacher's peers are written: in one user turn (the paper's), as turns of a "
-        "conversation, or whichever lets the teacher itself answer better, measured before the first "
-        "step",
+        "conversation, or whichever lets the teacher itself answer better, measured before the "
+        "first step",
         ("turn", "turns", "auto"),
     )
     force: bool = option(
@@ -137,20 +134,24 @@ class Settings:
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
-            choices, value = f.metadata["choices"], getattr(self, f.name)
-            if choices and value is not None and value not in choices:
-                raise ValueError(f"{flag(f.name)} {value}: choose from {', '.join(choices)}")
-            if (
-                isinstance(value, (int, float))
-                and not 0 <= value < float("inf")
-                or value == 0
-                and f.name in POSITIVE
-            ):
-                wanted = "positive and finite" if f.name in POSITIVE else "finite and not negative"
-                raise ValueError(f"{flag(f.name)} {value}: must be {wanted}")
-        for name in ("ema_rate", "eval_top_p"):
-            if (getattr(self, name) or 0) > 1:
-                raise ValueError(f"{flag(name)} {getattr(self, name)}: must be at most 1")
+            self._check_value(f)
+        self._check_combination()
+        self._fill_defaults()
+
+    def _check_value(self, setting):
+        name, choices = setting.name, setting.metadata["choices"]
+        value = getattr(self, name)
+        if choices and value is not None and value not in choices:
+            raise ValueError(f"{flag(name)} {value}: choose from {', '.join(choices)}")
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return
+        if not 0 <= value < float("inf") or value == 0 and name not in MAY_BE_ZERO:
+            wanted = "finite and not negative" if name in MAY_BE_ZERO else "positive and finite"
+            raise ValueError(f"{flag(name)} {value}: must be {wanted}")
+        if name in ("ema_rate", "eval_top_p") and value > 1:
+            raise ValueError(f"{flag(name)} {value}: must be at most 1")
+
+    def _check_combination(self):
         if self.peers and self.method != "mopd":
             raise ValueError(
                 f"--peers belongs to --method mopd: leave it out with --method {self.method}"
@@ -159,11 +160,13 @@ class Settings:
             raise ValueError("--no-feedback belongs to --method mopd: leave it out")
         if self.method in ("mopd", "sdpo", "grpo") and self.rollouts < 2:
             raise ValueError(
-                f"--rollouts {self.rollouts}: --method {self.method} compares rollouts, so at least 2"
+                f"--rollouts {self.rollouts}: --method {self.method} compares rollouts, "
+                "so at least 2"
             )
         if self.method == "opd" and self.teacher in (None, *COPIES):
             raise ValueError(
-                "--method opd needs --teacher MODEL: without peers a copy of the student teaches nothing"
+                "--method opd needs --teacher MODEL: "
+                "without peers a copy of the student teaches nothing"
             )
         if self.model == "tiny" and (self.data or self.eval_data):
             raise ValueError(
@@ -175,13 +178,12 @@ class Settings:
             raise ValueError("--resume needs --out: the folder of the run to continue")
         if self.method == "mopd" and self.peers == "unrelated" and self.problems < 2:
             raise ValueError(
-                "--peers unrelated needs --problems of at least 2: its peers come from other problems"
+                "--peers unrelated needs --problems of at least 2: "
+                "its peers come from other problems"
             )
         for name in ("teacher", "ema_rate", "divergence", "top_k", "peer_tokens"):
-            if (
-                not self.teaches
-                and getattr(self, name) != type(self).__dataclass_fields__[name].default
-            ):
+            # a dataclass keeps the default of a field as an attribute of the class
+            if not self.teaches and getattr(self, name) != getattr(Settings, name):
                 raise ValueError(
                     f"{flag(name)} has no meaning with --method {self.method}, which has no teacher"
                 )
@@ -189,133 +191,84 @@ class Settings:
             raise ValueError(
                 f"--layout has no meaning with --method {self.method}, whose teacher reads no peers"
             )
-        if self.method not in ("mopd", "sdpo"):
-            # what the token view of such a run shows
-            self.layout = "turn"
-        rate = self.ema_rate
+        teacher = self.teacher or DEFAULTS["teacher"][self.model != "tiny"]
+        if self.ema_rate is not None and teacher != "ema":
+            raise ValueError(f"--ema-rate needs --teacher ema, not {teacher}")
+
+    def _fill_defaults(self):
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        real = REAL | (ON_CPU if self.device == "cpu" else {})
-        for name, value in (TINY if self.model == "tiny" else real).items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
-        if rate is not None and self.teacher != "ema":
-            raise ValueError(f"--ema-rate needs --teacher ema, not {self.teacher}")
-        if self.method == "mopd":
-            self.peers = self.peers or "contrastive"
-        self.save_every = self.save_every or self.eval_every
-        self.out = self.out or f"runs/{self.task}-{self.method}-{time.strftime('%Y%m%d-%H%M%S')}"
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {self.device}: {str(error).splitlines()[0]}") from None
         self.dtype = self.dtype or ("bfloat16" if self.device.startswith("cuda") else "float32")
+        if self.method not in ("mopd", "sdpo"):
+            self.layout = "turn"  # for the token view, which shows peers in every run
+        if self.model != "tiny" and self.device == "cpu":
+            self.micro_tokens = self.micro_tokens or MICRO_TOKENS_ON_CPU
+        for name, (tiny_default, default) in DEFAULTS.items():
+            if getattr(self, name) is None:
+                setattr(self, name, tiny_default if self.model == "tiny" else default)
+        if self.method == "mopd":
+            self.peers = self.peers or "contrastive"
+        self.save_every = self.save_every or self.eval_every
+        self.out = self.out or f"runs/{self.task}-{self.method}-{time.strftime('%Y%m%d-%H%M%S')}"
 
-    def seed_of(self, step):
-        """The seed of a step's rollouts and of its choice of peers; step 0 is evaluation, -1 the
-        teacher's measurement.
-        """
+    def seed_of(self, step: int) -> int:
+        """Seed of a step's rollouts and peers; step 0 is evaluation, -1 measures the teacher."""
         return self.seed * 1_000_000 + step
 
     @property
-    def teaches(self):
+    def teaches(self) -> bool:
         """Whether the method has a teacher at all."""
         return self.method not in mopd.NO_TEACHER
 
 
-POSITIVE = (
-    "problems",
-    "rollouts",
-    "eval_rollouts",
-    "steps",
-    "max_new_tokens",
-    "eval_every",
-    "eval_problems",
-    "keep",
-    "save_every",
-    "micro_tokens",
-    "peer_tokens",
-    "top_k",
-    "grad_clip",
-    "temperature",
-    "eval_top_p",
-    "is_clip",
-)
+MAY_BE_ZERO = ("ema_rate", "lr", "warmup_steps", "weight_decay", "eval_temperature", "seed")
 # teachers that are the student itself or a copy of it
 COPIES = ("ema", "frozen", "current")
-# Defaults that depend on the model: right for the tiny world, the paper's for real ones. The tiny
-# teacher is frozen: training on bare prompts makes so small a student forget how to read peers, and
-# an EMA teacher forgets with it. Its gradients have norms of about 0.03; one of 0.4 in between
-# would undo, through AdamW's momentum, what was learnt.
-TINY = dict(
-    layout="turn",
-    steps=60,
-    max_new_tokens=32,
-    lr=1e-3,
-    grad_clip=0.05,
-    teacher="frozen",
-    ema_rate=0.01,
-    peer_tokens=64,
-    micro_tokens=4096,
-    eval_every=15,
-    eval_problems=64,
-    eval_temperature=1.0,
-    eval_top_p=1.0,
-)
-REAL = dict(
-    layout="auto",
-    steps=200,
-    max_new_tokens=1024,
-    lr=1e-5,
-    grad_clip=1.0,
-    teacher="ema",
-    ema_rate=0.05,
-    peer_tokens=1024,
-    micro_tokens=8192,
-    eval_every=20,
-    eval_problems=256,
-    eval_temperature=0.6,
-    eval_top_p=0.95,
-)
-# the activations of 8192 would fill a laptop's memory
-ON_CPU = dict(micro_tokens=2048)
-MAY_CHANGE = (
-    "steps",
-    "eval_every",
-    "eval_problems",
-    "eval_rollouts",
-    "eval_temperature",
-    "eval_top_p",
-    "eval_data",
-    # on resume
-    "save_every",
-    "keep",
-    "out",
-    "resume",
-    "force",
-    "device",
-    "micro_tokens",
-    "gradient_checkpointing",
-)
-
-
+# Setting: (default for the tiny student, default for other models, which is the paper's). The tiny
+# teacher is frozen: training on prompts without peers makes so small a student forget how to read
+# peers, and an EMA teacher would forget with it. The tiny student's gradients have norms of about
+# 0.03; without clipping one outlier of 0.4 undoes, through AdamW's momentum, what was learnt.
+DEFAULTS = {
+    "layout": ("turn", "auto"),
+    "teacher": ("frozen", "ema"),
+    "ema_rate": (0.01, 0.05),
+    "peer_tokens": (64, 1024),
+    "steps": (60, 200),
+    "max_new_tokens": (32, 1024),
+    "lr": (1e-3, 1e-5),
+    "grad_clip": (0.05, 1.0),
+    "micro_tokens": (4096, 8192),
+    "eval_every": (15, 20),
+    "eval_problems": (64, 256),
+    "eval_temperature": (1.0, 0.6),
+    "eval_top_p": (1.0, 0.95),
+}
+MICRO_TOKENS_ON_CPU = 2048  # the activations of 8192 would fill a laptop's memory
+# what a resumed run may change
+MAY_CHANGE = {
+    *("eval_data", "eval_every", "eval_problems", "eval_rollouts", "eval_temperature"),
+    *("eval_top_p", "steps", "save_every", "keep", "out", "resume", "force"),
+    *("device", "micro_tokens", "gradient_checkpointing"),
+}
+# the headings of --help, by the setting that each stands above
 GROUPS = {
     "task": "task, model and data",
     "method": "method",
     "steps": "training",
     "eval_every": "evaluation and files",
-    # by their first setting, for --help
     "seed": "seed and device",
 }
 
 
-def flag(name):
+def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def parse(arguments, program="train.py") -> Settings:
-    """Settings from the command line; what is wrong with it ends the program with one line and
-    status 2.
-    """
+def parse(arguments: list[str], program: str = "train.py") -> Settings:
+    """Settings from the command line; an error prints one line and exits with status 2."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.error = lambda message: parser.exit(
         2, f"{program}: error: {message} (--help lists the flags)\n"
@@ -323,17 +276,18 @@ def parse(arguments, program="train.py") -> Settings:
     for f in dataclasses.fields(Settings):
         if f.name in GROUPS:
             group = parser.add_argument_group(GROUPS[f.name])
-        kind = (
-            {"action": "store_true"}
-            if f.type is bool
-            else {"type": f.type, "choices": f.metadata["choices"]}
-        )
-        on_cpu = f", on a CPU {ON_CPU[f.name]}" if f.name in ON_CPU else ""
-        default = (
-            f.default if f.name not in REAL else f"{REAL[f.name]}{on_cpu}; tiny: {TINY[f.name]}"
-        )
-        note = "" if default is None or f.type is bool else f" (default {default})"
-        group.add_argument(flag(f.name), default=f.default, help=f.metadata["help"] + note, **kind)
+        help, default = f.metadata["help"], f.default
+        if f.type is bool:
+            group.add_argument(flag(f.name), action="store_true", help=help)
+            continue
+        if f.name in DEFAULTS:
+            tiny_default, default = DEFAULTS[f.name]
+            on_cpu = f", on a CPU {MICRO_TOKENS_ON_CPU}" if f.name == "micro_tokens" else ""
+            default = f"{default}{on_cpu}; tiny: {tiny_default}"
+        if default is not None:
+            help += f" (default {default})"
+        choices = f.metadata["choices"]
+        group.add_argument(flag(f.name), type=f.type, choices=choices, default=f.default, help=help)
     try:
         return Settings(**vars(parser.parse_args(arguments)))
     except ValueError as error:
@@ -343,28 +297,9 @@ def parse(arguments, program="train.py") -> Settings:
 # --- data and models ---
 
 
-def fitting(problems, student, tokenizer, settings, name) -> list[mopd.Problem]:
-    """The problems whose prompt and --max-new-tokens the model has room for; the others are counted
-    out loud.
-    """
-    room = max_length(student) - settings.max_new_tokens
-    kept = [p for p in problems if len(student_ids(tokenizer, p)) <= room]
-    if len(kept) < len(problems):
-        print(
-            f"{name}: {len(problems) - len(kept)} of {len(problems)} rows are too long for the model with "
-            f"--max-new-tokens {settings.max_new_tokens} and left out"
-        )
-    if not kept:
-        raise ValueError(f"{name} has no usable row ({len(problems)} rows read, none left)")
-    return kept
-
-
 @dataclass
 class Run:
-    """What a run consists of, made by `prepare`. inputs: checksums of what it reads; done: the
-    steps taken so far; saved: the number of these that the last checkpoint holds; fits: see
-    checkpoint.within_memory; first: what `sample` returned for step 1, where the teacher was
-    measured on it; measured: that table, see runtime/measure.py."""
+    """What a run consists of, made by `prepare`."""
 
     settings: Settings
     out: Path
@@ -372,20 +307,21 @@ class Run:
     tokenizer: object
     teacher: mopd.Teacher
     optimizer: torch.optim.Optimizer
-    train: list
-    held_out: list
-    inputs: dict
+    train: list[mopd.Problem]
+    held_out: list[mopd.Problem]
+    inputs: dict  # checksums of data and models
     autocast: object
-    done: int = 0
-    saved: int = 0
-    fits: dict = field(default_factory=dict)
-    first: tuple | None = None
-    measured: dict | None = None
+    done: int = 0  # steps taken
+    saved: int = 0  # steps in the last checkpoint
+    fits: dict = field(default_factory=dict)  # see checkpoint.within_memory
+    first: tuple | None = None  # rollouts of step 1, if the teacher was measured on them
+    measured: dict | None = None  # that measurement, see runtime/measure.py
 
 
-def load(settings):
-    """(student, tokenizer, teacher, training, held-out problems, checksums); what can be refused is
-    refused here.
+def load(settings: Settings):
+    """(student, tokenizer, teacher, training problems, held-out problems, checksums).
+
+    Raises ValueError or OSError for data and models that cannot be used.
     """
     s, out, held_out, external = settings, Path(settings.out), [], ()
     if s.model == "tiny":
@@ -409,19 +345,21 @@ def load(settings):
             held_out = data.read_problems(s.eval_data, s.task, **fields)
             if data.find_file(s.data).samefile(data.find_file(s.eval_data)):
                 print(
-                    "warning: --data and --eval-data are the same file: the evaluation is not held out"
+                    "warning: --data and --eval-data are the same file: "
+                    "the evaluation is not held out"
                 )
         student, tokenizer = load_model(s.model)
-        # refuses what it cannot sample from
+        # raises ValueError for a model that the sampler cannot handle
         generate(student, [[0, 1], [0]], 2, max_new_tokens=2, stop_ids=[])
     inputs = {
         "data": checkpoint.checksum_of_rows(train),
         "eval_data": checkpoint.checksum_of_rows(held_out),
         "model": checkpoint.checksum_of_model(student, tokenizer, weights=False),
     }
-    train = fitting(train, student, tokenizer, s, s.data or "the tiny world")
+    limits = (student, tokenizer, s.max_new_tokens)
+    train = data.fitting(train, *limits, s.data or "the tiny world")
     if s.eval_data or held_out:
-        held_out = fitting(held_out, student, tokenizer, s, s.eval_data or "the tiny world")
+        held_out = data.fitting(held_out, *limits, s.eval_data or "the tiny world")
         held_out = random.Random(s.seed).sample(held_out, min(s.eval_problems, len(held_out)))
     if len(train) < s.problems:
         raise ValueError(
@@ -430,59 +368,35 @@ def load(settings):
     if s.teaches and s.teacher not in COPIES:
         external = load_model(s.teacher)
         inputs["teacher"] = checkpoint.checksum_of_model(*external)
-        external[0].to(getattr(torch, s.dtype))  # it needs no master weights
-    # transformers recomputes in train mode only
+        external[0].to(getattr(torch, s.dtype))  # not trained: no float32 master weights
     if s.gradient_checkpointing:
-        dropout = [
-            name
-            for name, value in student.config.to_dict().items()
-            if ("dropout" in name or name.endswith("pdrop"))
-            and isinstance(value, float)
-            and value > 0
-        ]
-        if dropout:
-            raise ValueError(
-                f"--gradient-checkpointing would train under dropout: set {dropout[0]} to 0 in the config"
-            )
-        # its newer name
-        getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)()
-        # a hook for frozen embeddings; rollouts are slower with hooks
-        student.disable_input_require_grads()
+        models.recompute_activations(student)
     teacher = mopd.make_teacher(
         s.teacher if s.teaches else "current", student, tokenizer, *external
     )
     if s.layout == "turns" and "turns" not in layouts_of(teacher.tokenizer):
         raise ValueError(
-            "--layout turns: the chat template has no place for earlier turns of the assistant; use turn"
+            "--layout turns: the chat template has no place for earlier turns of the assistant; "
+            "use turn"
         )
     return student, tokenizer, teacher, train, held_out, inputs
 
 
-def prepare(settings) -> Run:
-    """Load and check everything, before any work."""
-    s = settings
+def prepare(settings: Settings) -> Run:
+    """Load and check everything before any work; errors as in `load` and checkpoint.load."""
+    s, kind = settings, torch.device(settings.device).type
     student, tokenizer, teacher, train, held_out, inputs = parallel.in_turn(lambda: load(s))
     for model in (student, teacher.model):
         parallel.shard(model, device=s.device, dtype=s.dtype)
+    # fused: the default implementation holds temporary copies of all weights in a step
     optimizer = torch.optim.AdamW(
-        student.parameters(),
-        lr=s.lr,
-        weight_decay=s.weight_decay,
-        # else it copies the weights
-        fused=torch.device(s.device).type == "cuda",
+        student.parameters(), lr=s.lr, weight_decay=s.weight_decay, fused=kind == "cuda"
     )
-    autocast = functools.partial(torch.autocast, torch.device(s.device).type, torch.bfloat16)
+    autocast = contextlib.nullcontext
+    if s.dtype == "bfloat16":
+        autocast = functools.partial(torch.autocast, kind, torch.bfloat16)
     run = Run(
-        s,
-        Path(s.out),
-        student,
-        tokenizer,
-        teacher,
-        optimizer,
-        train,
-        held_out,
-        inputs,
-        autocast if s.dtype == "bfloat16" else contextlib.nullcontext,
+        s, Path(s.out), student, tokenizer, teacher, optimizer, train, held_out, inputs, autocast
     )
     if s.resume:
         checkpoint.load(run, MAY_CHANGE)
@@ -492,46 +406,46 @@ def prepare(settings) -> Run:
 # --- the loop ---
 
 
-def batch_of(problems, step, settings) -> list[mopd.Problem]:
-    """The problems of a step (from 1): shuffled anew each epoch, none twice in a step, a function
-    of seed and step.
+def batch_of(problems: list, step: int, settings: Settings) -> list[mopd.Problem]:
+    """The problems of a step (counted from 1), a function of seed and step.
+
+    They are shuffled anew in each epoch; no problem is twice in a step.
     """
-    per_epoch = len(problems) // settings.problems
-    epoch, position = divmod(step - 1, per_epoch)
+    size = settings.problems
+    epoch, position = divmod(step - 1, len(problems) // size)
     order = list(range(len(problems)))
     random.Random(f"{settings.seed} {epoch}").shuffle(order)
-    return [
-        problems[n]
-        for n in order[position * settings.problems : (position + 1) * settings.problems]
-    ]
+    return [problems[n] for n in order[position * size : (position + 1) * size]]
 
 
-def sample(run, problems, *, k, **options):
-    """(attempts, retries): mopd.sample with as many rollouts at once as there is memory for."""
-    longest = (
-        max(len(student_ids(run.tokenizer, p)) for p in problems) + run.settings.max_new_tokens
-    )
-    work = lambda rows: mopd.sample(
-        run.student,
-        run.tokenizer,
-        problems,
-        k=k,
-        task=run.settings.task,
-        max_rows=rows,
-        max_new_tokens=run.settings.max_new_tokens,
-        autocast=run.autocast,
-        generate=rollout.generate if run.settings.plain else generate,
-        **options,
-    )
-    with run.autocast():  # which halves the cache
-        rows = min(len(problems) * k, rows_in_memory(run.student, longest))
+def sample(run: Run, problems, *, k: int, **options) -> tuple[list[mopd.Attempt], int]:
+    """(attempts, retries): mopd.sample with as many rollouts at once as fit in memory."""
+    s = run.settings
+    length = max(len(student_ids(run.tokenizer, p)) for p in problems) + s.max_new_tokens
+
+    def work(rows):
+        return mopd.sample(
+            run.student,
+            run.tokenizer,
+            problems,
+            k=k,
+            task=s.task,
+            max_rows=rows,
+            max_new_tokens=s.max_new_tokens,
+            autocast=run.autocast,
+            generate=rollout.generate if s.plain else generate,
+            **options,
+        )
+
+    with run.autocast():  # it sets the type of the cache: bfloat16 takes half the memory
+        rows = min(len(problems) * k, rows_in_memory(run.student, length))
     return checkpoint.within_memory(
         work, rows, fits=run.fits, alone=lambda rows: rows == 1, name="generating rollouts"
     )
 
 
-def sample_step(run, step):
-    """(attempts, retries, seconds) of the rollouts of a step."""
+def sample_step(run: Run, step: int) -> tuple[list[mopd.Attempt], int, dict[str, float]]:
+    """(attempts, retries, seconds by phase) of the rollouts of a step."""
     s, seconds = run.settings, {}
     attempts, retries = sample(
         run,
@@ -544,12 +458,12 @@ def sample_step(run, step):
     return attempts, retries, seconds
 
 
-def evaluate(run) -> dict:
-    """mean@k and pass@k over the held-out problems, with the same random numbers each time:
-    evaluations are paired.
+def evaluate(run: Run) -> dict:
+    """mean@k and pass@k over the held-out problems.
 
-    Also the number of different answers per problem, which falls when training narrows the student,
-    and by row of the data the number of right samples.
+    Every evaluation uses the same random numbers, so two of them differ by the weights alone. Also
+    the number of different answers per problem, which falls when training narrows the student, and
+    for each row of the data the number of right samples.
     """
     s, k = run.settings, run.settings.eval_rollouts
     attempts, retries = sample(
@@ -572,23 +486,25 @@ def evaluate(run) -> dict:
     }
 
 
-def due(settings, step, every) -> bool:
+def due(settings: Settings, step: int, every: int) -> bool:
     return step % every == 0 or step == settings.steps
 
 
-def recorded(settings, step) -> bool:
-    """Whether a step's groups are kept: of evaluated steps, and of the first, whose weights
-    evaluation 0 has seen.
+def recorded(settings: Settings, step: int) -> bool:
+    """Whether samples and token view of a step are written to the run's folder.
+
+    So it is for steps that end with an evaluation, and for step 1, which has the weights of
+    evaluation 0.
     """
     return step == 1 or due(settings, step, settings.eval_every)
 
 
-def train_step(run, step, abandonable=contextlib.nullcontext):
-    """(metrics, attempts, token view) of one step, the update of optimizer and teacher included.
+def train_step(run: Run, step: int, abandonable=contextlib.nullcontext):
+    """(metrics, attempts, token view) of one step, with the update of student and teacher.
 
-    Nothing that outlives the step changes inside `abandonable`. A loss or gradient that is not
-    finite raises FloatingPointError before the update, and leaves the rollouts in the run's folder
-    for study.
+    Inside `abandonable` (checkpoint.Stop) nothing changes that outlives the step. Raises
+    FloatingPointError before the update where loss or gradient are not finite, and writes the
+    rollouts to the run's folder.
     """
     s, seed, cuts = run.settings, run.settings.seed_of(step), {}
     with abandonable():
@@ -612,9 +528,10 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
                 view = report.token_view(
                     run, step, attempts, seed=seed, budget=micro_tokens, seconds=seconds
                 )
-            # what is left of a try for which memory did not suffice
+            # an attempt that ran out of memory has left a part of the gradient
             run.optimizer.zero_grad(set_to_none=True)
-            # else in eval mode: dropout would part it from the sampler
+            # eval mode, because the sampler used no dropout; but transformers recomputes
+            # activations in train mode only
             run.student.train(s.gradient_checkpointing)
             fast = [] if s.plain else [run.student, *([run.teacher.model] if s.teaches else [])]
             with fused_norms(*fast):
@@ -636,73 +553,74 @@ def train_step(run, step, abandonable=contextlib.nullcontext):
             run.student.eval()
             return metrics, view
 
-        # the token view reads all of them
+        # all of weight 1: the token view reads the rollouts of weight 0, too
         every = [dataclasses.replace(a, weight=1.0) for a in attempts]
-        alone = lambda size: all(
-            len(batch) == 1 for batch in mopd.microbatches(every, size, mopd.student_tokens)
-        )
+
+        def one_at_a_time(micro_tokens):
+            batches = mopd.microbatches(every, micro_tokens, mopd.student_tokens)
+            return all(len(batch) == 1 for batch in batches)
+
         (metrics, view), more = checkpoint.within_memory(
-            score, s.micro_tokens, fits=run.fits, alone=alone, name="scoring tokens"
+            score, s.micro_tokens, fits=run.fits, alone=one_at_a_time, name="scoring tokens"
         )
     lr, grad_norm = s.lr * min(1.0, step / max(1, s.warmup_steps)), None
-    # else nothing to learn: momentum and EMA would move on alone
+    # without a scored token the gradient is 0, but AdamW's momentum and the EMA would still move
     if metrics["scored_tokens"]:
         grad_norm = parallel.number(
             torch.nn.utils.clip_grad_norm_(run.student.parameters(), s.grad_clip)
         )
         if not math.isfinite(metrics["loss"]) or not math.isfinite(grad_norm):
-            failed = run.out / f"failed-step-{step}.jsonl"
-            if parallel.is_main():
-                failed.unlink(missing_ok=True)  # of an earlier try
-            for record in report.sample_records(step, attempts):
-                append(failed, record)
-            fault = FloatingPointError(
-                f"the loss is {metrics['loss']:.4g} and the gradient's norm {grad_norm:.4g}: no update was made; the "
-                f"rollouts are in {failed}; a resume would come here again, a new run from a checkpoint's model/ with "
-                "another --lr need not"
-            )
-            fault.everywhere = True
-            raise fault
+            fail(run, step, attempts, metrics["loss"], grad_norm)
         for group in run.optimizer.param_groups:
             group["lr"] = lr
         run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)  # its memory is the next rollouts'
+        run.optimizer.zero_grad(set_to_none=True)  # frees memory for the next rollouts
         run.teacher.update(run.student, s.ema_rate)
-    return (
-        {
-            "step": step,
-            **metrics,
-            **describe(attempts),
-            **cuts,
-            "oom_retries": retries + more,
-            "grad_norm": grad_norm,
-            "lr": lr,
-            "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        },
-        attempts,
-        view,
+    record = {
+        "step": step,
+        **metrics,
+        **describe(attempts),
+        **cuts,
+        "oom_retries": retries + more,
+        "grad_norm": grad_norm,
+        "lr": lr,
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+    }
+    return record, attempts, view
+
+
+def fail(run: Run, step: int, attempts, loss: float, grad_norm: float):
+    """Write the rollouts of a step to the run's folder and raise FloatingPointError."""
+    path = run.out / f"failed-step-{step}.jsonl"
+    if parallel.is_main():
+        path.unlink(missing_ok=True)  # an earlier run may have failed in the same step
+    for record in report.sample_records(step, attempts):
+        append(path, record)
+    fault = FloatingPointError(
+        f"the loss is {loss:.4g} and the gradient's norm {grad_norm:.4g}: no update was made; "
+        f"the rollouts are in {path}; a resume would come here again, a new run from a "
+        "checkpoint's model/ with another --lr need not"
     )
+    fault.everywhere = True  # every rank raises it, so only rank 0 prints it
+    raise fault
 
 
-def train(run, stop):
-    """The loop. A signal ends it by checkpoint.Abandoned, between two steps or in one that is then
-    forgotten.
-    """
+def train(run: Run, stop: checkpoint.Stop) -> None:
+    """The loop. A signal raises checkpoint.Abandoned, between two steps or in an unfinished one."""
     s, example, metrics_file = run.settings, None, run.out / "metrics.jsonl"
     past = report.read_records(metrics_file)
-    look = report.monitor(past)
+    warnings_in = report.monitor(past)
 
     def evaluate_now():
         with stop.abandonable():
             record = {"step": run.done, **evaluate(run)}
         append(metrics_file, record)
         tqdm.write(
-            "step {step:4d}  held-out mean@{eval_k} {eval_mean_at_k:.3f}  pass@{eval_k} {eval_pass_at_k:.3f}".format(
-                **record
-            )
+            f"step {run.done:4d}  held-out mean@{record['eval_k']} {record['eval_mean_at_k']:.3f}  "
+            f"pass@{record['eval_k']} {record['eval_pass_at_k']:.3f}"
         )
 
-    # the start, or what a run that was stopped left to be done
+    # evaluation 0, or one that was due when the run was stopped
     if run.held_out and due(s, run.done, s.eval_every):
         if not parallel.agree(any(r["step"] == run.done and "eval_k" in r for r in past)):
             evaluate_now()
@@ -716,15 +634,13 @@ def train(run, stop):
         metrics, attempts, view = train_step(run, step, stop.abandonable)
         example = report.example_of(attempts) or example
         append(metrics_file, metrics)
-        for line in (report.line_of(metrics), *look(metrics)):
+        for line in (report.line_of(metrics), *warnings_in(metrics)):
             tqdm.write(line)
         if recorded(s, step):
-            for name, records in (
-                ("samples", report.sample_records(step, attempts)),
-                ("tokens", view),
-            ):
-                for record in records:
-                    append(run.out / f"{name}.jsonl", record)
+            for record in report.sample_records(step, attempts):
+                append(run.out / "samples.jsonl", record)
+            for record in view:
+                append(run.out / "tokens.jsonl", record)
         run.done = step
         if run.held_out and due(s, step, s.eval_every):
             evaluate_now()
@@ -734,17 +650,18 @@ def train(run, stop):
         report.summarise(run, example)
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; exits with 2 for errors before the first step, else as run_to_its_end."""
     arguments = sys.argv[1:] if arguments is None else arguments
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    # offline, it tells of every try
+    # offline, it warns at every retry
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with parallel.together(), contextlib.ExitStack() as held:
         try:
             parallel.join()
             settings = parallel.in_turn(lambda: parse(arguments))
-            # its default names the second
+            # the default has a timestamp, which may differ between ranks: use rank 0's
             settings.out = parallel.gather([settings.out])[0]
             out = Path(settings.out)
 
@@ -758,38 +675,26 @@ def main(arguments=None):
             if run.settings.layout == "auto":
                 run.first = sample_step(run, 1)
                 run.measured = measure.decide(run, run.first[0])
-            # a new folder when nothing is left to refuse
+            # create a new folder only now, after all checks have passed
             parallel.by_main(lambda: None if existed else lock())
-            parallel.by_main(lambda: begin(run))
+            parallel.by_main(lambda: checkpoint.begin(run))
         except parallel.REFUSALS as error:
-            shared = isinstance(error, parallel.Refused)
-            if parallel.is_main() or not shared:
+            everywhere = isinstance(error, parallel.Refused)
+            if parallel.is_main() or not everywhere:
                 print(f"train.py: error: {error}", file=sys.stderr)
-            # else the others are waiting for something else
-            if shared:
+            # not after an error of this rank alone: the others are still inside a collective
+            if everywhere:
                 parallel.leave()
             sys.exit(2)
         except KeyboardInterrupt:
             print("train.py: stopped before the first step; nothing was saved", file=sys.stderr)
             sys.exit(130)
-        more = [
-            *(["--out", settings.out] if "--out" not in arguments else []),
-            *(["--resume"] if not settings.resume else []),
-        ]
-        command = shlex.join([*parallel.launcher(), sys.argv[0], *arguments, *more])
-        status = checkpoint.run_to_its_end(run, train, command, report.stopped)
-    if status != 1:  # all come to this end, a signal's too
+        status = checkpoint.run_to_its_end(run, train, report.stopped)
+    # every rank reaches this line, also after a signal; a fault (1) may be of this rank alone
+    if status != 1:
         parallel.leave()
     if status:
         sys.exit(status)
-
-
-def begin(run):
-    """Put the run's folder where the checkpoint, or the start, was."""
-    for name in ("metrics.jsonl", "samples.jsonl", "tokens.jsonl"):
-        checkpoint.rewind(run.out / name, run.done or -1)
-    config = dataclasses.asdict(run.settings) | ({"measured": run.measured} if run.measured else {})
-    checkpoint.replace(run.out / "config.json", [json.dumps(config, indent=1).encode(), b"\n"])
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""What lets a run survive: checkpoints that are whole or not there, a lock, signals, faults, too
-little memory.
+"""How a run survives: atomic checkpoints, a lock on its folder, signals, faults, out of memory.
 
-    OUT/lock                       locked by the process that writes here OUT/step-NNNNNN/model/
-    an ordinary save_pretrained folder, float32 OUT/step-NNNNNN/state/         AdamW, a copied
-    teacher, step, settings, checksums of what the run reads OUT/step-NNNNNN/manifest.json  path,
-    size and sha256 of every file: it alone decides whether the rest is whole
+    OUT/lock                       locked by the process that writes here
+    OUT/step-NNNNNN/model/         an ordinary save_pretrained folder, float32
+    OUT/step-NNNNNN/state/         AdamW, the teacher if it is a copy of the student, step,
+                                   settings, checksums of the run's inputs
+    OUT/step-NNNNNN/manifest.json  path, size and sha256 of every file: the checkpoint is whole
+                                   exactly when this file is there and all of it agrees
 
-What else the future depends on is a function of seed and step: the order of the data and the
-sampler's random numbers. Needs torch and transformers; works on any object with the fields of
-train.Run and knows nothing of methods or losses.
+Data order and random numbers are functions of (seed, step), so they need not be saved. Needs torch
+and transformers; works on any object with the fields of train.Run and knows nothing of methods or
+losses.
 
-    with claim(out, resume=True):                        # no second run writes here
-        load(run, MAY_CHANGE)                            # run.done: the steps of the newest whole
-        checkpoint status = run_to_its_end(run, loop, command, stopped)     # loop(run, stop) calls
-        save(run)
+    with claim(out, resume=True):                       # no second run writes here
+        load(run, MAY_CHANGE)                           # run.done: steps of the newest checkpoint
+        status = run_to_its_end(run, loop, stopped)     # loop(run, stop) calls save(run)
 """
 
 import contextlib
@@ -43,16 +43,14 @@ except ImportError:  # Windows
 # --- one run in a folder, and its end by a signal ---
 
 
-def claim(out, *, resume):
-    """Lock the folder of a run, made if need be; returns the open file that holds the lock until it
-    is closed.
+def claim(out: Path, *, resume: bool):
+    """Lock the folder of a run, created if need be; closing the returned file releases the lock.
 
-    The kernel lets go of the lock when the process is gone, however it ended. Python opens files
-    close-on-exec, so the verifier's server, which may outlive a killed trainer by a moment, does
-    not hold it on. Raises ValueError where another run writes, or where files lie that are not to
-    be continued or no run's at all.
+    The kernel releases it when the process ends in any way. Child processes do not inherit it
+    (Python opens files close-on-exec): the verifier's server may outlive a killed trainer by a
+    moment. Raises ValueError where another run writes, and as `check_folder` does.
     """
-    # before a lock is laid into somebody else's folder
+    # first: no lock file may appear in a folder that is not a run's
     check_folder(out, resume)
     out.mkdir(parents=True, exist_ok=True)
     file = open(out / "lock", "a+", encoding="utf-8")
@@ -64,10 +62,10 @@ def claim(out, *, resume):
             raise ValueError(
                 f"{out} is in use by another run (process {file.read() or 'unknown'})"
             ) from None
-    # Windows, and network file systems without locks
+    # AttributeError: no fcntl on Windows; OSError: network file systems without locks
     except (AttributeError, OSError):
         print(f"{out}: no file locks here; see to it that no second run writes to this folder")
-    # another run may have come and gone since
+    # again: another run may have written here between the first check and the lock
     check_folder(out, resume)
     file.truncate(0)
     file.write(str(os.getpid()))
@@ -75,10 +73,8 @@ def claim(out, *, resume):
     return file
 
 
-def check_folder(out, resume):
-    """ValueError unless `out` is free for a new run or, with `resume`, empty or the folder of a
-    run.
-    """
+def check_folder(out: Path, resume: bool) -> None:
+    """Raises ValueError unless `out` is missing, empty or, with `resume`, the folder of a run."""
     if out.exists() and (
         not out.is_dir() or any(path.name not in PRELUDE for path in out.iterdir())
     ):
@@ -92,28 +88,28 @@ def check_folder(out, resume):
             )
 
 
-# what a run that died at its start may leave
+# files that a run may leave when it dies before its first step: the folder still counts as empty
 PRELUDE = ("lock", "config.json.tmp")
 
 
 class Abandoned(BaseException):
-    """Raised by a signal where work may be left half done. Not an Exception: no `except Exception`
-    shall stop it.
-    """
+    """Raised by a signal inside Stop.abandonable; no `except Exception` may catch it."""
 
 
 class Stop:
-    """`with Stop() as stop`: SIGTERM or the first Ctrl-C only sets `stop.signal`, its number, so
-    that no update and no file is left half done; inside `with stop.abandonable():` it raises
-    Abandoned, with several processes only when all enter there. Of a single process a second Ctrl-C
-    is the end by the system's default, at once, even in the middle of a matrix product; so of
-    several, to which torchrun then sends SIGTERM. Further signals change nothing."""
+    """`with Stop() as stop`: SIGTERM and the first Ctrl-C end the run without half-done work.
+
+    The signal's number is kept in `stop.signal`: no update or file is left half done. Inside
+    `with stop.abandonable():` the signal raises Abandoned at once; with several ranks Abandoned is
+    raised only when all of them enter that block. A second Ctrl-C kills the process immediately,
+    even inside a matmul (torchrun turns it into a SIGTERM). Further signals change nothing.
+    """
 
     def __init__(self):
         self.signal, self.may_raise = None, False
 
     def __enter__(self):
-        # others cannot handle signals
+        # signal.signal raises in any other thread
         main = threading.current_thread() is threading.main_thread()
         caught = [
             n
@@ -130,12 +126,13 @@ class Stop:
     def ask(self, number, frame):
         if self.signal:
             if (self.signal, number) == (signal.SIGINT, signal.SIGTERM) and parallel.world() > 1:
-                # torchrun's answer to a second Ctrl-C
+                # torchrun sends SIGTERM at the second Ctrl-C
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
         self.signal = number
-        # torchrun passes on what the terminal has sent
+        # One Ctrl-C reaches a rank twice, from the terminal and from torchrun: with several ranks
+        # the second SIGINT must not kill.
         if signal.SIGINT in self.before and parallel.world() == 1:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         how = (
@@ -143,13 +140,14 @@ class Stop:
             if parallel.world() == 1
             else "stopping after this step"
         )
-        with contextlib.suppress(OSError):  # a terminal that is gone
-            parallel.is_main() and os.write(2, f"\n{signal.Signals(number).name}: {how}\n".encode())
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            if parallel.is_main():
+                os.write(2, f"\n{signal.Signals(number).name}: {how}\n".encode())
         if self.may_raise:
             raise Abandoned
 
     def heard(self) -> bool:
-        """Whether any process has had a signal, which is then everybody's. A meeting."""
+        """Whether any rank has had a signal; all ranks then take over its number. A collective."""
         self.signal = next(filter(None, parallel.gather([self.signal])), None)
         return self.signal is not None
 
@@ -157,7 +155,7 @@ class Stop:
     def abandonable(self):
         if self.heard():
             raise Abandoned
-        # a process that left alone would leave others waiting
+        # a rank that raised alone would leave the others waiting in a collective
         self.may_raise = parallel.world() == 1
         try:
             if self.signal and self.may_raise:
@@ -167,10 +165,13 @@ class Stop:
             self.may_raise = False
 
 
-def run_to_its_end(run, loop, command, stopped) -> int:
-    """The exit status of loop(run, stop): 0; 1 after a fault; 128 + the signal's number. What ended
-    it is said in one line, with the `command` that goes on from the last checkpoint; after a signal
-    stopped(run) comes before it."""
+def run_to_its_end(run, loop, stopped) -> int:
+    """Run loop(run, stop) and return the exit status: 0, 1 after a fault, 128 + a signal's number.
+
+    Where it did not end by itself, one line says why and how to resume; after a signal
+    stopped(run) is called before that.
+    """
+    to_go_on = f"to go on: the same command with --out {run.out} --resume"
     with Stop() as stop:
         try:
             try:
@@ -179,49 +180,49 @@ def run_to_its_end(run, loop, command, stopped) -> int:
                 if run.done > run.saved:
                     save(run)
         except (OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
-            # which would come again
-            again = f"; to go on: {command}" * (not isinstance(error, FloatingPointError))
-            saved = f"after {run.done} steps, {run.saved} of them saved in {run.out}"
+            where = f"after {run.done} steps, {run.saved} of them saved in {run.out}"
+            # a resume would compute the same loss that is not finite
+            if not isinstance(error, FloatingPointError):
+                where += f"; {to_go_on}"
             if parallel.is_main() or not getattr(error, "everywhere", False):
-                print(f"train.py: error: {error} ({saved}{again})", file=sys.stderr)
+                print(f"train.py: error: {error} ({where})", file=sys.stderr)
             return 1
     if stop.heard():
         stopped(run)
-        print(f"stopped after {run.done} of {run.settings.steps} steps; to go on: {command}")
+        print(f"stopped after {run.done} of {run.settings.steps} steps; {to_go_on}")
         return 128 + stop.signal
     return 0
 
 
-# CPU, oneDNN, cuBLAS and cuDNN
+# out of memory in the words of CPU, oneDNN, cuBLAS and cuDNN, which raise plain RuntimeErrors
 SHORTAGE = ("can't allocate memory", "could not create a primitive", "ALLOC_FAILED")
 
 
 def within_memory(work, size, *, fits, alone, name):
-    """(work(size), number of retries): after an out-of-memory error the work is done again with
-    half the size.
+    """(work(size), number of retries): work is tried again with half the size when out of memory.
 
-    fits: {name: size}, where a size that was found so is kept for the next time. Raises MemoryError
-    when memory lacks where alone(size) says that one rollout at a time is worked on already.
+    fits: {name: size}; the size that fitted is kept there for the next call. Raises MemoryError
+    when alone(size) says that work(size) handles one rollout at a time already, and with several
+    ranks at the first shortage.
     """
     retries, size = 0, min(size, fits.get(name, size))
     while True:
         try:
             return work(size), retries
-        # libraries have no common exception
         except (RuntimeError, MemoryError) as error:
             known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
             if not known and not any(text in str(error) for text in SHORTAGE):
                 raise
-            # the others are in the middle of it: all stop
+            # the other ranks are inside this work's collectives, so one rank cannot repeat it
             if parallel.world() > 1 or alone(size):
                 how = (
                     "with one rollout at a time"
                     if parallel.world() == 1
                     else "(several processes do not try again)"
                 )
-                told = (str(error) or "no more memory").splitlines()[0]
-                raise MemoryError(f"out of memory in {name} {how}: {told}") from None
-        # out here: the error held the tensors of its frames
+                reason = (str(error) or "no more memory").splitlines()[0]
+                raise MemoryError(f"out of memory in {name} {how}: {reason}") from None
+        # outside of the `except`: there the traceback keeps the tensors of its frames alive
         retries, size = retries + 1, size // 2
         fits[name] = size
         if torch.cuda.is_available():
@@ -234,39 +235,36 @@ def within_memory(work, size, *, fits, alone, name):
 # --- checkpoints ---
 
 
-def saved(out) -> list[Path]:
-    """The checkpoints in a run's folder, whole or not, in the order of their steps."""
+def saved(out: Path) -> list[Path]:
+    """The checkpoints in a run's folder, whole or damaged, in the order of their steps."""
     return sorted(
         (p for p in out.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)), key=step_of
     )
 
 
-def step_of(folder) -> int:
+def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
 def own_teacher(run):
-    """The teacher's model where the run would lose it: one that started as the student. None for
-    the others.
-    """
+    """The teacher's model if it is a copy of the student, which nothing else saves; else None."""
     return run.teacher.model if run.teacher.kind in ("ema", "frozen") else None
 
 
-def save(run):
-    """Write the checkpoint of the `run.done` steps taken so far. Of those up to here the last
-    --keep stay.
+def save(run) -> None:
+    """Write the checkpoint of the `run.done` steps taken so far, and keep the last --keep of them.
 
-    Everything goes into a temporary folder and to the disk before one rename shows it: a reader,
-    and a run that dies at any moment, sees the whole checkpoint or none. Raises OSError when it
-    cannot; what was there stays as it was.
+    Everything is written to a temporary folder and synced to the disk before it is renamed: readers
+    and a crash at any moment find the whole checkpoint or none. Raises OSError when it cannot be
+    written; earlier checkpoints are then untouched.
     """
     final = run.out / f"step-{run.done:06d}"
     staging, main = run.out / f"{final.name}.tmp", parallel.is_main()
     try:
         if main:
-            for dead in run.out.glob("step-*.tmp"):  # of a run that died in here
+            for dead in run.out.glob("step-*.tmp"):  # left by a crash in this function
                 shutil.rmtree(dead)
-            # not its parents: a run folder gone is an error
+            # no parents=True: if the run folder has been deleted, fail
             staging.mkdir()
         parallel.wait()
         parallel.write_state(staging / "state", run.student, run.optimizer, own_teacher(run))
@@ -274,22 +272,24 @@ def save(run):
         if main:
             run.student.save_pretrained(staging / "model", state_dict=weights)
             run.tokenizer.save_pretrained(staging / "model")
-            facts = {
+            state = {
                 "step": run.done,
                 "settings": dataclasses.asdict(run.settings),
                 "inputs": run.inputs,
                 "measured": run.measured,
             }
-            (staging / "state" / "run.json").write_text(json.dumps(facts) + "\n", "utf-8")
+            (staging / "state" / "run.json").write_text(json.dumps(state) + "\n", "utf-8")
             write_manifest(staging)
+            # the JSON Lines too: `rewind` relies on their lines up to this step
             for path in [*staging.rglob("*"), staging, *run.out.glob("*.jsonl")]:
-                sync(path)  # the lines up to this step too
+                sync(path)
     except Exception as error:
         shutil.rmtree(staging, ignore_errors=True)
         if parallel.left_alone(error):
             raise
-        told = parallel.of_the_system(error)
-        fault = OSError(f"cannot save {final}: {(str(told).strip() or repr(told)).splitlines()[0]}")
+        cause = parallel.of_the_system(error)
+        reason = (str(cause).strip() or repr(cause)).splitlines()[0]
+        fault = OSError(f"cannot save {final}: {reason}")
         fault.everywhere = getattr(error, "everywhere", False)
         raise fault from error
     if main:
@@ -298,19 +298,19 @@ def save(run):
             discard(final)
         staging.rename(final)
         sync(run.out)
-        for old in [folder for folder in saved(run.out) if step_of(folder) <= run.done][
-            : -run.settings.keep
-        ]:
+        past = [folder for folder in saved(run.out) if step_of(folder) <= run.done]
+        for old in past[: -run.settings.keep]:
             discard(old)
     run.saved = run.done
 
 
-def discard(folder):
-    """Remove a checkpoint; renamed first, so that a half-removed one is never taken for one."""
+def discard(folder: Path) -> None:
+    """Remove a checkpoint, renamed first: half removed it must not look like a checkpoint."""
     shutil.rmtree(folder.rename(folder.with_name(folder.name + ".old.tmp")))
 
 
-def write_manifest(folder):
+def write_manifest(folder: Path) -> None:
+    """Write manifest.json: path, size and sha256 of every file in the folder."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     listed = [
         {
@@ -323,8 +323,8 @@ def write_manifest(folder):
     (folder / "manifest.json").write_text(json.dumps({"files": listed}, indent=1) + "\n", "utf-8")
 
 
-def damage(folder) -> str:
-    """What is wrong with a checkpoint by its manifest, "" where it is whole."""
+def damage(folder: Path) -> str:
+    """The first disagreement of a checkpoint with its manifest, "" where it is whole."""
     try:
         for file in json.loads((folder / "manifest.json").read_text("utf-8"))["files"]:
             path = folder / file["path"]
@@ -341,7 +341,8 @@ def damage(folder) -> str:
     return ""
 
 
-def checksum(path) -> str:
+def checksum(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
     sha = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -350,17 +351,17 @@ def checksum(path) -> str:
 
 
 def checksum_of_rows(problems) -> str | None:
-    """One checksum of all that the rows of a data file say, after renamed fields and added
-    instructions.
-    """
+    """sha256 of the problems read from a data file, None where there are none."""
     rows = [dataclasses.astuple(problem) for problem in problems]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest() if rows else None
 
 
 def checksum_of_model(model, tokenizer, *, weights=True) -> str:
-    """One checksum of what a model computes and how it is spoken to: configuration, ids that end a
-    text, tokenizer, chat template and, with `weights`, up to 4,096 numbers of each, evenly spread
-    (other weights, not one flipped bit, are what a resume must notice)."""
+    """sha256 of configuration, stop ids, tokenizer, chat template and, with `weights`, of weights.
+
+    Of each weight up to 4,096 evenly spaced numbers are hashed: enough to notice another model on
+    resume, not a flipped bit.
+    """
     passing = ("transformers_version", "dtype", "torch_dtype")
     config = {
         name: value
@@ -368,38 +369,38 @@ def checksum_of_model(model, tokenizer, *, weights=True) -> str:
         if name not in passing and name[0] != "_"
     }
     words = tokenizer.get_vocab()
-    # all its rules; use sets the last two
+    # merges and normalisers as well as words; truncation and padding change when it is used
     if tokenizer.is_fast:
         words = json.loads(tokenizer.backend_tokenizer.to_str()) | {
             "truncation": None,
             "padding": None,
         }
-    told = [
+    parts = [
         config,
         model.generation_config.eos_token_id if model.generation_config else None,
         words,
         tokenizer.all_special_ids,
         tokenizer.chat_template,
     ]
-    sha = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    sha = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
     for name, weight in model.state_dict().items() if weights else ():
-        some = weight.flatten()[:: weight.numel() // 4096 + 1]
-        sha.update(f"{name} {tuple(weight.shape)}".encode() + some.float().cpu().numpy().tobytes())
+        values = weight.flatten()[:: weight.numel() // 4096 + 1].float().cpu().numpy()
+        sha.update(f"{name} {tuple(weight.shape)}".encode() + values.tobytes())
     return sha.hexdigest()
 
 
-def newest_whole(out) -> Path | None:
-    """The newest whole checkpoint; damaged ones are named and passed over. None where nothing was
-    ever saved.
+def newest_whole(out: Path) -> Path | None:
+    """The newest whole checkpoint, None where there is none; damaged ones are skipped and reported.
 
-    Raises ValueError when all are damaged: to start afresh there would be to throw the run away.
+    Raises ValueError when all are damaged: a fresh start would overwrite the run.
     """
     for folder in reversed(saved(out)):
         fault = damage(folder)
         if not fault:
             return folder
         print(
-            f"{folder} is damaged and passed over ({fault}); it stays until the run is past this step again"
+            f"{folder} is damaged and passed over ({fault}); "
+            "it stays until the run is past this step again"
         )
     if saved(out):
         raise ValueError(
@@ -408,15 +409,13 @@ def newest_whole(out) -> Path | None:
     return None
 
 
-def load(run, may_change):
-    """Put `run` where its newest whole checkpoint was; `run.done` stays 0 where nothing was saved
-    yet.
+def load(run, may_change) -> None:
+    """Restore `run` from its newest whole checkpoint; `run.done` stays 0 where there is none.
 
-    Raises ValueError where settings other than `may_change`, or what the data files, the folder of
-    --model (but for its weights) and that of an external teacher hold, are not those of the
-    checkpoint.
+    Raises ValueError where a setting that is not in `may_change` differs from the checkpoint's, or
+    the content of the data files, of the external teacher, or of --model (apart from its weights).
     """
-    newest, facts = parallel.by_main(lambda: newest_of(run, may_change))
+    newest, stored = parallel.by_main(lambda: newest_of(run, may_change))
     if newest is None:
         print(f"nothing saved in {run.out} yet: starting afresh")
         return
@@ -430,23 +429,21 @@ def load(run, may_change):
         raise ValueError(
             f"{newest}/state does not fit this model: {str(error).splitlines()[0]}"
         ) from error
-    run.done = run.saved = facts["step"]
-    # "auto" is decided once
-    run.settings.layout = facts["settings"].get("layout", "turn")
-    run.settings.no_feedback = facts["settings"].get("no_feedback", False)
-    run.measured = facts.get("measured")
+    run.done = run.saved = stored["step"]
+    # --layout auto was decided before the first step; a resume keeps the decision
+    run.settings.layout = stored["settings"].get("layout", "turn")
+    run.settings.no_feedback = stored["settings"].get("no_feedback", False)
+    run.measured = stored.get("measured")
     print(f"resuming from {newest}")
 
 
 def newest_of(run, may_change):
-    """(the newest whole checkpoint, its run.json), refused where it is not this run's; (None, None)
-    where none is.
-    """
+    """(newest whole checkpoint, its run.json), (None, None) without one; errors as in `load`."""
     newest = newest_whole(run.out)
     if newest is None:
         return None, None
-    facts = json.loads((newest / "state" / "run.json").read_text("utf-8"))
-    for name, value in facts["settings"].items():
+    stored = json.loads((newest / "state" / "run.json").read_text("utf-8"))
+    for name, value in stored["settings"].items():
         now, option = getattr(run.settings, name, value), "--" + name.replace("_", "-")
         settled = run.settings.layout == "auto" and (name, now) in (
             ("layout", "auto"),
@@ -456,20 +453,28 @@ def newest_of(run, may_change):
             raise ValueError(
                 f"{option} is {now} now and was {value} in {newest}: resume with the same settings"
             )
-        if name in facts["inputs"] and now == value and run.inputs[name] != facts["inputs"][name]:
+        if name in stored["inputs"] and now == value and run.inputs[name] != stored["inputs"][name]:
             raise ValueError(
-                f"{option} {now}: its content is not what {newest} was made with: put it back, or start "
-                "a new run"
+                f"{option} {now}: its content is not what {newest} was made with: "
+                "put it back, or start a new run"
             )
-    return newest, facts
+    return newest, stored
 
 
 # --- files ---
 
 
-def sync(path):
-    """Have the system write a file, or the names in a folder, to the disk."""
-    if path.is_dir() and os.name == "nt":  # where folders cannot be opened
+def begin(run) -> None:
+    """Rewind the run's folder to the checkpoint, or empty it, and write config.json."""
+    for name in ("metrics.jsonl", "samples.jsonl", "tokens.jsonl"):
+        rewind(run.out / name, run.done or -1)
+    config = dataclasses.asdict(run.settings) | ({"measured": run.measured} if run.measured else {})
+    replace(run.out / "config.json", [json.dumps(config, indent=1).encode(), b"\n"])
+
+
+def sync(path: Path) -> None:
+    """fsync a file, or the entries of a folder."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
         return
     number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -478,43 +483,43 @@ def sync(path):
         os.close(number)
 
 
-def replace(path, blocks):
-    """Put bytes in the place of a file's content; whoever reads it sees the old or the new, never a
-    part.
-    """
+def replace(path: Path, blocks) -> None:
+    """Replace a file's content atomically by these blocks of bytes."""
     staging = path.with_name(path.name + ".tmp")
     try:
         with open(staging, "wb") as file:
             file.writelines(blocks)
         sync(staging)
     except OSError as error:
-        staging.unlink(missing_ok=True)  # it would keep a full disk full
+        staging.unlink(missing_ok=True)  # the disk may be full: give the space back
         raise OSError(f"cannot write {path}: {error.strerror}") from error
     staging.replace(path)
     sync(path.parent)
 
 
-def append(path, record):
-    """Add one line to a JSON Lines file; OSError with its name where that is impossible."""
+def append(path: Path, record: dict) -> None:
+    """Add one line to a JSON Lines file, on rank 0; OSError names the file where that fails."""
     if not parallel.is_main():
         return
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    except OSError as error:  # a full disk names no file
+    except OSError as error:  # "No space left on device" comes without the file's name
         raise OSError(f"cannot write {path}: {error.strerror}") from error
 
 
-def rewind(path, done):
-    """Take the records of steps after `done` out of a JSON Lines file: the run will write them
-    again. So for lines that a dying process or machine left unreadable: those up to the checkpoint
-    were on the disk before it was."""
+def rewind(path: Path, done: int) -> None:
+    """Remove the records of steps after `done` from a JSON Lines file: the run writes them again.
+
+    Lines that a crash left unreadable are removed too. They cannot be of steps up to `done`: `save`
+    syncs those before the checkpoint appears.
+    """
     if not path.is_file():
         return
 
     def kept():
         with open(path, "rb") as file:
-            # the files of long runs do not fit into memory
+            # line by line: the files of long runs may exceed memory
             for number, line in enumerate(file, 1):
                 try:
                     if json.loads(line)["step"] <= done and line.endswith(b"\n"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import verifiers
 from mopd import Problem
+from runtime.models import max_length, student_ids
 
 
 def find_file(spec) -> Path:
@@ -80,3 +81,20 @@ def read_row(row: dict, task: str, key: int, fields=("prompt", "answer", "system
         ):
             prompt += f"\n\nThe function must be called {answer['entry_point']}."
     return Problem(prompt, answer, system or verifiers.INSTRUCTIONS[task], key)
+
+
+def fitting(problems, model, tokenizer, max_new_tokens: int, name: str) -> list[Problem]:
+    """The problems whose prompt and `max_new_tokens` fit the model; prints how many do not.
+
+    name: of the data, for messages. Raises ValueError where none is left.
+    """
+    room = max_length(model) - max_new_tokens
+    kept = [p for p in problems if len(student_ids(tokenizer, p)) <= room]
+    if len(kept) < len(problems):
+        print(
+            f"{name}: {len(problems) - len(kept)} of {len(problems)} rows are too long for the "
+            f"model with --max-new-tokens {max_new_tokens} and left out"
+        )
+    if not kept:
+        raise ValueError(f"{name} has no usable row ({len(problems)} rows read, none left)")
+    return kept

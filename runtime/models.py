@@ -153,3 +153,21 @@ def product_dtype(hidden: torch.Tensor) -> torch.Tensor:
     kind = hidden.device.type
     enabled = torch.is_autocast_enabled(kind)
     return hidden.to(torch.get_autocast_dtype(kind)) if enabled else hidden
+
+
+def recompute_activations(model) -> None:
+    """Turn on gradient checkpointing. ValueError for a model with dropout.
+
+    transformers recomputes in train mode only, where dropout is active: the trainer would then
+    score the tokens under other probabilities than the sampler.
+    """
+    for name, value in model.config.to_dict().items():
+        is_dropout = "dropout" in name or name.endswith("pdrop")
+        if is_dropout and isinstance(value, float) and value > 0:
+            raise ValueError(
+                f"--gradient-checkpointing would train under dropout: set {name} to 0 in the config"
+            )
+    # activation_checkpointing_enable is the newer name
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    # this hook serves frozen embeddings only, and hooks slow the rollouts down
+    model.disable_input_require_grads()

@@ -1,23 +1,24 @@
-"""Many processes, on one node or several: the one file that knows of torchrun. Needs torch; knows
-nothing of methods.
+"""Several processes, on one node or more: the one file that knows of torchrun.
 
-Without torchrun there is no process group and every function here does what a single process would:
-shares are the whole, sums are the values, models stay as they are. Under `torchrun --nproc-per-node
-N train.py ...`
+Needs torch; knows nothing of methods. Without torchrun there is no process group and every function
+here does what a single process would: shares are the whole, sums are the values, models stay as
+they are. Under `torchrun --nproc-per-node N train.py ...`
 
-    problems       each process samples, verifies and scores its own; then all exchange attempts (a
-    few MB), so that
-                   peers, weights and the normaliser are worked out over the whole step, the same
-                   everywhere
-    micro-batches  dealt out round-robin, padded with weight 0: every gather of weights needs every
-    process gradient       g = sum of g_rank, a plain sum: the normaliser of the whole step is
-    already in the loss models         FSDP2: each process keeps 1/N of every matrix, of its
-    gradient, moments and EMA, in float32; a block
-                   is whole only while it computes, and the whole model only while it samples
+    problems       Each rank samples, verifies and scores its own. Then all ranks exchange their
+                   attempts (a few MB), so peers, weights and the normaliser are computed over the
+                   whole step and are the same on every rank.
+    micro-batches  Dealt out round-robin and padded with micro-batches of weight 0: every
+                   all-gather of weights needs every rank.
+    gradient       g = sum of g_rank, a plain sum: the loss is already divided by the normaliser of
+                   the whole step.
+    models         FSDP2: each rank keeps 1/N of every matrix, of its gradient, moments and EMA, in
+                   float32. A block is gathered only while it computes, the whole model only while
+                   it samples.
 
-A collective is a meeting: all processes must come, in the same order. So none stands behind a
-condition that one process alone could see, and none inside rollout.generate, whose number of
-decoding steps differs from process to process."""
+Every rank must run the same collectives in the same order. So no collective depends on a condition
+that a single rank decides, and none is called inside rollout.generate, whose number of decoding
+steps differs from rank to rank.
+"""
 
 import atexit
 import contextlib
@@ -47,7 +48,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-# the longest wait for another's rollouts; torchrun notices the dead
+# Timeout of a collective: ranks may wait this long for the rollouts of the slowest. A rank that has
+# died is noticed by torchrun at once.
 PATIENCE = datetime.timedelta(hours=2)
 REFUSALS = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError, MemoryError)
 
@@ -56,14 +58,14 @@ REFUSALS = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError, Mem
 
 
 class Refused(ValueError):
-    """A refusal that every process has heard, so that all part together and one of them says it."""
+    """An error that every rank raises at once, so that all exit together and rank 0 prints it."""
 
 
-def join():
-    """Join the job that torchrun has started, if it has; from here on only process 0 writes to
-    standard output.
+def join() -> None:
+    """Join the process group of the torchrun job, if there is one.
 
-    One GPU for each process of a node, or no GPU at all: anything between raises Refused.
+    From here on only rank 0 writes to standard output. Raises Refused where a node has GPUs, but
+    fewer than ranks.
     """
     if (
         not dist.is_torchelastic_launched()
@@ -79,21 +81,22 @@ def join():
         )
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # objects travel over gloo
+    # gloo too: gather() pickles objects, which NCCL cannot carry on the CPU
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
-    with contextlib.suppress(AttributeError, TypeError):  # other systems
-        # Linux: torchrun itself may be killed; then save and stop
+    with contextlib.suppress(AttributeError, TypeError):  # no prctl but on Linux
+        # PR_SET_PDEATHSIG: when torchrun itself is killed, get SIGTERM, save and stop
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    # gloo's threads free the last meeting's tensors when the interpreter's lock lets them; after
-    # its end they abort.
+    # gloo's threads need the interpreter's lock to free the tensors of the last collective; without
+    # this pause they may abort the process after the interpreter has ended.
     atexit.register(time.sleep, 0.2)
     if not is_main():
         sys.stdout = open(os.devnull, "w")
 
 
-def leave():
-    """Wait for the others and part: without the wait, the first to exit has torchrun end those
-    still at work.
+def leave() -> None:
+    """Barrier, then destroy the process group.
+
+    Without the barrier torchrun would kill the ranks that still work when the first one exits.
     """
     if dist.is_initialized():
         wait()
@@ -101,21 +104,25 @@ def leave():
 
 
 def world() -> int:
+    """The number of ranks, 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is process 0, the one that prints and writes. Right before `join`, too."""
+    """Whether this is rank 0, the one that prints and writes; can be called before `join`."""
     return int(os.environ.get("RANK", 0)) == 0 if dist.is_torchelastic_launched() else True
 
 
-def share(items) -> list:
-    """This process's part of a list that all processes have: every world-th item."""
+def share(items: list) -> list:
+    """This rank's part of a list that all ranks have: every world-th item."""
     return items[dist.get_rank() :: world()] if dist.is_initialized() else items
 
 
-def gather(items) -> list:
-    """The lists of all processes, one after the other, everywhere. They are pickled: nothing large."""
+def gather(items: list) -> list:
+    """All-gather: the lists of all ranks, joined in the order of the ranks.
+
+    Items are pickled: for a few MB at most.
+    """
     if world() == 1:
         return items
     lists = [None] * world()
@@ -123,8 +130,8 @@ def gather(items) -> list:
     return [item for part in lists for item in part]
 
 
-def total(values) -> list:
-    """The sum over all processes of each of these numbers, in float64."""
+def total(values: list[float]) -> list[float]:
+    """All-reduce: the sum of each of these numbers over all ranks, in float64."""
     if world() == 1:
         return values
     sums = torch.tensor(values, dtype=torch.float64)
@@ -132,73 +139,55 @@ def total(values) -> list:
     return sums.tolist()
 
 
-def launcher() -> list[str]:
-    """The words that start this job again, before the script's own; on several nodes HOST:PORT is
-    to be filled in.
-    """
-    if world() == 1:
-        return ["python"]
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
-    nodes = [
-        "--nnodes",
-        str(world() // here),
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "HOST:PORT",
-    ]
-    return ["torchrun", *(nodes if world() > here else []), "--nproc-per-node", str(here)]
+def workers() -> int | None:
+    """How many programs this rank may run at once: its part of the node's cores.
 
-
-def workers():
-    """How many programs this process may run at once: its part of the node's cores. None, all of
-    them, when alone.
+    None, which stands for all cores, without torchrun.
     """
     return None if world() == 1 else max(1, os.cpu_count() // int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
-def agree(flag) -> bool:
-    """True everywhere when `flag` is true anywhere. A meeting: not from inside an `except` that one
-    process enters.
+def agree(flag: bool) -> bool:
+    """Any-reduce: true on every rank when `flag` is true on any.
+
+    A collective: must not stand inside an `except` that only one rank enters.
     """
     return total([int(flag)])[0] > 0
 
 
-def wait():
-    """Go on when all processes are here."""
+def wait() -> None:
+    """Barrier."""
     gather([])
 
 
-def left_alone(error) -> bool:
-    """Whether a meeting broke off because another process is gone. gloo has no exception of its
-    own, only its name.
+def left_alone(error: Exception) -> bool:
+    """Whether a collective failed because another rank is gone.
+
+    gloo raises plain RuntimeErrors, which only their text tells from others.
     """
     return world() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
 
 
 @contextlib.contextmanager
 def together():
-    """Where another process has failed, end this one with one line instead of the traceback of a
-    broken meeting.
-    """
+    """When another rank has failed, exit with one line, not a traceback."""
     try:
         yield
     except RuntimeError as error:
         if not left_alone(error):
             raise
         sys.exit(
-            f"train.py: process {dist.get_rank()} stops: another process is gone, and its own line or torchrun's "
-            "report says why"
+            f"train.py: process {dist.get_rank()} stops: another process is gone, and its own line "
+            "or torchrun's report says why"
         )
 
 
 def in_turn(make):
-    """make() on the first process of each node, then on the others, which find its downloads and
-    caches ready.
+    """make() on the first rank of each node, then on the others, which find its caches filled.
 
-    What `make` refuses on one process (one of REFUSALS, SystemExit) is raised on all of them as
-    Refused, the lowest rank's first: none goes on to wait for one that has given up. `make` must
-    not contain a meeting of its own.
+    An error of one rank (of REFUSALS, or SystemExit) is raised on every rank as Refused, the lowest
+    rank's first; else the others would wait in their next collective for a rank that has given up.
+    `make` must not contain a collective.
     """
     if world() == 1:
         return make()
@@ -209,7 +198,7 @@ def in_turn(make):
                 made = make()
             except REFUSALS as error:
                 refusal = str(error)
-            except SystemExit as error:  # argparse's: its line is printed already
+            except SystemExit as error:  # of argparse, which has printed its line
                 refusal = error.code
         for found in gather([refusal]):
             if found is not None:
@@ -218,23 +207,20 @@ def in_turn(make):
 
 
 def by_main(make):
-    """What make() returns on process 0, everywhere; refusals as in `in_turn`. Not for what contains
-    a meeting.
-    """
+    """Broadcast: what make() returns on rank 0. Errors as in `in_turn`; no collective in `make`."""
     return gather([in_turn(lambda: make() if is_main() else None)])[0]
 
 
 # --- sharded models ---
 
 
-def shard(model, *, device, dtype):
-    """Move `model` to its device, in place; with several processes each keeps only its shards, as
-    DTensors.
+def shard(model: torch.nn.Module, *, device: str, dtype: str) -> None:
+    """Move `model` to its device, in place; with several ranks each keeps only its shards.
 
-    dtype "bfloat16": weights are rounded to it before they travel, gradients are summed in float32,
-    shards stay as they were (float32 for what is trained). The blocks and what is left at the root
-    (embedding, last norm, head; tied or not) are gathered separately. An optimizer must be made
-    after this.
+    dtype "bfloat16": weights are cast to it before the all-gather, gradients are summed in float32,
+    and shards keep their type (float32 for what is trained). The blocks and the rest at the root
+    (embedding, last norm, head; tied or not) are gathered separately. Make the optimizer after
+    this, or it holds the unsharded parameters.
     """
     if world() == 1 or isinstance(model, FSDPModule):
         model.to(device)
@@ -246,21 +232,20 @@ def shard(model, *, device, dtype):
     ]
     for part in [*blocks, model]:
         fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=part is not model)
-        # the default is the mean, which knows no normaliser
+        # FSDP2 averages over ranks by default; the normaliser is in the loss already
         part.set_gradient_divide_factor(1.0)
-        # 1.0 alone asks for a pre-multiplied sum: not in gloo
+        # 1.0 alone asks for PREMUL_SUM, which gloo does not have
         part.set_force_sum_reduction_for_comms(True)
     model.inside, model.has_run = types.MethodType(lambda self, function: function(), model), False
     register_fsdp_forward_method(model, "inside")
 
 
-def inside(model, function):
-    """function() as the forward pass of `model`: for code that calls parts of it, or multiplies
-    with its head itself.
+def inside(model: torch.nn.Module, function):
+    """function() as the forward pass of `model`, for code that uses its parts or its head itself.
 
-    In a sharded model the weights at the root (embedding, last norm, head) are gathered only for
-    the root's own forward pass, and the backward pass begins only at a tensor that comes out of it:
-    so the loss must, alone or in a tuple. After a pass without gradient the root stays gathered
+    FSDP2 gathers the weights at the root (embedding, last norm, head) only during the root's
+    forward pass, and hooks the backward pass to the tensors that this pass returns: so `function`
+    must return the loss, alone or in a tuple. After a pass without gradient the root stays gathered
     until `release`.
     """
     if not isinstance(model, FSDPModule):
@@ -269,17 +254,17 @@ def inside(model, function):
     return model.inside(function)
 
 
-def release(model):
-    """Cut up what a forward pass without a backward pass has left gathered."""
-    # else FSDP2 has nothing set up that it could reset
+def release(model: torch.nn.Module) -> None:
+    """Reshard the weights that a forward pass without a backward pass has left gathered."""
+    # before its first forward pass FSDP2 has no state to reset, and raises
     if isinstance(model, FSDPModule) and model.has_run:
-        # newer: also forgets the passes it has counted
+        # newer versions have reset_iter_state, which also forgets the passes counted so far
         getattr(model, "reset_iter_state", model.reshard)()
 
 
 @contextlib.contextmanager
-def gathered(model):
-    """All of `model` whole on every process while this lasts, so that running it needs no meeting."""
+def gathered(model: torch.nn.Module):
+    """Keep all of `model` gathered on every rank, so that running it needs no collective."""
     parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -292,7 +277,7 @@ def gathered(model):
             part.set_reshard_after_forward(part is not model, recurse=False)
 
 
-def number(tensor) -> float:
+def number(tensor: torch.Tensor) -> float:
     """The value of a scalar, sharded (a norm over DTensors) or not."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).item()
 
@@ -300,8 +285,8 @@ def number(tensor) -> float:
 # --- checkpoints ---
 
 
-def whole_weights(model) -> dict:
-    """The state dict of `model`, whole and on the CPU on process 0; empty on the others."""
+def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The whole state dict of `model`; of a sharded one on rank 0's CPU, empty on other ranks."""
     if not isinstance(model, FSDPModule):
         return model.state_dict()
     return get_model_state_dict(
@@ -309,27 +294,26 @@ def whole_weights(model) -> dict:
     )
 
 
-def load_weights(model, weights):
-    """Load a whole state dict, which every process has, into `model`, sharded or not."""
+def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Load a whole state dict, which every rank has, into `model`, sharded or not."""
     if isinstance(model, FSDPModule):
         set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
     else:
         model.load_state_dict(weights)
 
 
-def write_state(folder, student, optimizer, teacher):
-    """Write AdamW's moments and the teacher (a model or None) to `folder`, each process its shards."""
+def write_state(folder, student, optimizer, teacher) -> None:
+    """Write AdamW's moments and the teacher (a model or None) to `folder`, each rank its shards."""
     tensors = _tensors(student, optimizer, teacher)
     _plainly(lambda: dcp.save(tensors, storage_writer=_Writer(folder), no_dist=world() == 1))
 
 
-def read_state(folder, student, optimizer, teacher):
-    """Read what `write_state` wrote, on any number of processes, into a fresh optimizer and the
-    teacher.
+def read_state(folder, student, optimizer, teacher) -> None:
+    """Read what `write_state` wrote, into a fresh optimizer and the teacher.
 
-    The names in the folder say which parameters had moments. (torch's get_optimizer_state_dict
-    would take a step with gradient 0 to find out, and leave an optimizer that never stepped at step
-    1.)
+    The number of ranks may differ. The names in the folder tell which parameters had moments:
+    torch's get_optimizer_state_dict would take a step with gradient 0 to create them, so an
+    optimizer that has never stepped would come back at step 1.
     """
     stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     for name, parameter in student.named_parameters():
@@ -345,7 +329,7 @@ def read_state(folder, student, optimizer, teacher):
 
 
 def _tensors(student, optimizer, teacher):
-    """Name -> tensor, the same names for any number of processes."""
+    """Name -> tensor, the same names for any number of ranks."""
     tensors = {
         f"optimizer.{name}.{key}": value
         for name, parameter in student.named_parameters()
@@ -360,19 +344,17 @@ def _tensors(student, optimizer, teacher):
 
 
 class _Writer(dcp.FileSystemWriter):
-    """Raises the system's own error: on the way to the other processes torch's would lose what lies
-    behind it.
-    """
+    """Raises the OSError itself: torch would pickle its own error, which loses the cause."""
 
     def write_data(self, *args):
         try:
             return super().write_data(*args)
         except Exception as error:
-            raise of_the_system(error)
+            raise of_the_system(error) from None
 
 
-def of_the_system(error):
-    """The OSError behind an error ("disk full"), else the error itself."""
+def of_the_system(error: BaseException) -> BaseException:
+    """The OSError in an error's chain of contexts ("disk full"), else the error itself."""
     behind = error
     while behind.__context__ and not isinstance(behind, OSError):
         behind = behind.__context__
@@ -380,8 +362,11 @@ def of_the_system(error):
 
 
 def _plainly(work):
-    """work(), raising the error of a process itself, everywhere: torch wraps it into one that is no
-    Exception. Without torch's warning that a single process is alone."""
+    """work(), where the error of any rank is raised on all ranks, and torch's warnings are silent.
+
+    torch wraps it into CheckpointException, a BaseException; its warning tells a single process
+    that there is no process group.
+    """
     failures = {}
     try:
         with warnings.catch_warnings():
@@ -391,6 +376,7 @@ def _plainly(work):
             work()
     except CheckpointException as error:
         failures = error.failures
-    for failure, _ in failures.values():  # out here, where it keeps its own context
+    # outside of the `except`: there the failure's own context, the OSError, would be replaced
+    for failure, _ in failures.values():
         failure.everywhere = True
         raise failure

@@ -1,12 +1,10 @@
-"""Look at a run: the lines it prints, monitors, the token view, and a page of its own without
-network or packages.
+"""Look at a run: the lines it prints, monitors, the token view, and a self-contained HTML page.
 
-The token view shows every token of some rollouts coloured by what the teacher thinks of it, the
-log-ratio
+The token view shows every token of some rollouts, coloured by the log-ratio
 
     log teacher(y_t | problem, peers, y_<t) - log student(y_t | problem, y_<t)
 
-with the peers that training would choose, context by context. `token_view` records it,
+with the peers that training would choose, for each kind of context. `token_view` computes it,
 `write_report` puts it and the curves of one or more runs into report.html, `show` prints it in the
 terminal. Needs a run's metrics.jsonl and tokens.jsonl, mopd.py and loss.py; knows nothing of data
 files, optimizers or checkpoints.
@@ -41,28 +39,27 @@ from runtime.fast_loss import distill_loss
 from runtime.fast_rollout import fused_norms
 from runtime.models import head, max_length
 
-# groups of an evaluated step in the token view; tokens of each rollout
+# the token view of a step: number of groups, and of tokens of each rollout
 VIEW_GROUPS, VIEW_TOKENS = 3, 400
-# what the token view and preflight show of every run
+# the teacher's contexts that the token view of every run shows
 CONTEXTS = ("none", "positive", "contrastive")
-PAGE_BYTES = 4_500_000  # token data beyond this stay out of the page
+PAGE_BYTES = 4_500_000  # limit of the token data in the page
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
 # --- what a run prints and records ---
 
 
-def announce(run):
-    """The run's arithmetic, before any work."""
+def announce(run) -> None:
+    """Print the run's arithmetic: problems, tokens and memory."""
     s, mega = run.settings, 2**20
-    parameters, vocabulary = (
-        sum(p.numel() for p in run.student.parameters()),
-        len(head(run.student)),
-    )
+    parameters = sum(p.numel() for p in run.student.parameters())
+    vocabulary = len(head(run.student))
     copies, rows = 4 + (run.teacher.kind in ("ema", "frozen")), s.problems * s.rollouts
     print(
-        f"{s.method}{f' ({s.peers})' if s.peers else ''} on {s.task}: {s.model}, {parameters / 1e6:.1f}M parameters, "
-        f"{s.device} in {s.dtype}; {len(run.train)} training and {len(run.held_out)} evaluation problems"
+        f"{s.method}{f' ({s.peers})' if s.peers else ''} on {s.task}: {s.model}, "
+        f"{parameters / 1e6:.1f}M parameters, {s.device} in {s.dtype}; "
+        f"{len(run.train)} training and {len(run.held_out)} evaluation problems"
     )
     print(
         f"{s.steps} steps of {s.problems} problems x {s.rollouts} rollouts = {rows} rollouts, "
@@ -73,38 +70,43 @@ def announce(run):
     chunk = CHUNK_SIZE.get(torch.device(s.device).type, 256)
     shards = f", 1/{parallel.world()} of it in each process" if parallel.world() > 1 else ""
     print(
-        f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} {parameters * 4 * copies / mega:,.0f} "
-        f"MiB{external}{shards}; logits: a whole step's would be "
-        f"{rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} MiB, the loss holds those of {chunk} tokens, "
-        f"{chunk * vocabulary * 4 / mega:,.1f} MiB"
+        f"memory: weights, gradient, AdamW{', teacher' if copies == 5 else ''} "
+        f"{parameters * 4 * copies / mega:,.0f} MiB{external}{shards}; "
+        f"logits: a whole step's would be {rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} "
+        f"MiB, the loss holds those of {chunk} tokens, {chunk * vocabulary * 4 / mega:,.1f} MiB"
     )
     if s.task == "code":
         print(verifiers.describe_isolation())
     if not run.held_out:
         print(
-            "no --eval-data: nothing is held out, and success on the training problems is all there is to watch"
+            "no --eval-data: nothing is held out, "
+            "and success on the training problems is all there is to watch"
         )
     print(f"run folder: {run.out}")
 
 
-def line_of(m) -> str:
-    number = lambda value, form: "-" if value is None else format(value, form)
-    odd = "".join(
+def line_of(m: dict) -> str:
+    """The line that is printed for the metrics of a step."""
+    counts = "".join(
         f"  {name} {m[name]}"
         for name in ("peers_shortened", "peers_dropped", "empty_slots", "leaks", "oom_retries")
         if m.get(name)
     )
+    grad_norm = "-" if m["grad_norm"] is None else f"{m['grad_norm']:.3f}"
     return (
-        f"step {m['step']:4d}  loss {m['loss']:.4f}  success {m['success']:.3f}  groups mixed/right/wrong "
-        f"{m['groups_mixed']}/{m['groups_all_right']}/{m['groups_all_wrong']}  unweighted {m['unweighted']}  "
-        f"truncated {m['truncated']}  length {m['mean_completion_length']:.1f}  "
-        f"|g| {number(m['grad_norm'], '.3f')}  {sum(m['seconds'].values()):.1f}s{odd}"
+        f"step {m['step']:4d}  loss {m['loss']:.4f}  success {m['success']:.3f}  "
+        f"groups mixed/right/wrong "
+        f"{m['groups_mixed']}/{m['groups_all_right']}/{m['groups_all_wrong']}  "
+        f"unweighted {m['unweighted']}  truncated {m['truncated']}  "
+        f"length {m['mean_completion_length']:.1f}  |g| {grad_norm}  "
+        f"{sum(m['seconds'].values()):.1f}s{counts}"
     )
 
 
-def sample_records(step, attempts) -> list[dict]:
-    """One record per group: the texts, verdicts, peers (positions in the step) and teacher prompts
-    of this step.
+def sample_records(step: int, attempts) -> list[dict]:
+    """samples.jsonl of a step, a record for each group: texts, verdicts, peers, teacher prompts.
+
+    Peers are positions in the step.
     """
     return [
         {
@@ -140,35 +142,30 @@ def grouped(items, *, of=lambda a: a.group) -> list[list]:
 
 
 def example_of(attempts):
-    """(a success, a failure) of one group, where the teacher of the failure reads as many kinds of
-    peers as any here; None where there is no mixed group."""
+    """(a success, a failure) of one group, None where there is no mixed group.
+
+    Of all such pairs the failure's teacher reads as many kinds of peers as possible.
+    """
     pairs = []
     for mates in grouped(attempts):
-        success, failures = (
-            next((a for a in mates if a.success), None),
-            [a for a in mates if not a.success],
-        )
-        pairs += [(success, failure) for failure in failures if success]
-    return max(
-        pairs,
-        key=lambda pair: bool(pair[1].peers.successes) + bool(pair[1].peers.failures),
-        default=None,
-    )
+        success = next((a for a in mates if a.success), None)
+        pairs += [(success, a) for a in mates if success and not a.success]
+
+    def kinds_of_peers(pair):
+        return bool(pair[1].peers.successes) + bool(pair[1].peers.failures)
+
+    return max(pairs, key=kinds_of_peers, default=None)
 
 
-def summarise(run, example):
-    """The end of a run: a group and what its teacher read, before and after, where things are, what
-    to try next.
-    """
+def summarise(run, example) -> None:
+    """Print the end of a run: the example of `example_of`, evaluations, files, what to try next."""
     if example:
         success, failure = example
-        print(
-            f"--- a problem\n{failure.problem.prompt}\n--- a success\n{success.text}\n--- a failure\n{failure.text}"
-        )
+        print(f"--- a problem\n{failure.problem.prompt}")
+        print(f"--- a success\n{success.text}\n--- a failure\n{failure.text}")
         if failure.teacher_text:
-            print(
-                f"--- what the teacher read before it scored this failure token by token\n{failure.teacher_text}"
-            )
+            print("--- what the teacher read before it scored this failure token by token")
+            print(failure.teacher_text)
         print("---")
     evaluations = [
         record for record in read_records(run.out / "metrics.jsonl") if "eval_k" in record
@@ -190,68 +187,79 @@ def summarise(run, example):
     )
 
 
-def stopped(run):
-    """The page of a run that a signal has stopped, as far as it has come."""
+def stopped(run) -> None:
+    """Write the page of a run that a signal has stopped, with the steps taken so far."""
     if parallel.is_main() and run.done:
         with contextlib.suppress(OSError, ValueError, KeyboardInterrupt):
             print(f"curves and coloured tokens so far: {write_report([run.out])}")
 
 
 def read_records(path) -> list[dict]:
-    """The records of a JSON Lines file; what cannot be read is left out and counted: a broken run
-    is looked at, too.
+    """The records of a JSON Lines file that have a step; none where there is no file.
+
+    Unreadable lines are skipped and their number printed, so that a broken run can be looked at.
+    Numbers that are not finite become None.
     """
-    records, lost, finite = (
-        [],
-        0,
-        lambda text: value if math.isfinite(value := float(text)) else None,
-    )
-    for line in filter(
-        bytes.strip, Path(path).read_bytes().split(b"\n") if Path(path).is_file() else ()
-    ):
+    records, lost = [], 0
+    lines = Path(path).read_bytes().split(b"\n") if Path(path).is_file() else []
+    for line in filter(bytes.strip, lines):
         try:
-            records.append(
-                json.loads(line.decode("utf-8"), parse_constant=finite, parse_float=finite)
-            )
+            record = json.loads(line.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
         except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            records.append(record)
+        else:
             lost += 1
-    kept = [r for r in records if isinstance(r, dict) and type(r.get("step")) is int]
-    if lost + len(records) - len(kept):
-        print(f"{path}: {lost + len(records) - len(kept)} lines cannot be read and are left out")
-    return kept
+    if lost:
+        print(f"{path}: {lost} lines cannot be read and are left out")
+    return records
+
+
+def _finite(text):
+    value = float(text)
+    return value if math.isfinite(value) else None
 
 
 def read_views(folder) -> list[dict]:
     """The groups in tokens.jsonl that can be shown."""
-    lists = lambda of, names: (
-        isinstance(of, dict) and all(isinstance(of.get(name), list) for name in names)
+    return list(filter(_is_view, read_records(Path(folder) / "tokens.jsonl")))
+
+
+def _is_view(record) -> bool:
+    return (
+        _has_lists(record, ("attempts",))
+        and bool(record["attempts"])
+        and {"problem", "prompt", "teacher"} <= record.keys()
+        and all(map(_is_attempt, record["attempts"]))
     )
-    context = lambda c: (
-        lists(c, ("successes", "failures", "teacher", "divergence", "likely")) and "prompt" in c
+
+
+def _is_attempt(record) -> bool:
+    return (
+        _has_lists(record, ("tokens", "student", "likely"))
+        and {"number", "right", "cut"} <= record.keys()
+        and isinstance(record.get("contexts"), dict)
+        and bool(record["contexts"])
+        and all(map(_is_context, record["contexts"].values()))
     )
-    attempt = lambda a: (
-        lists(a, ("tokens", "student", "likely"))
-        and {"number", "right", "cut"} <= a.keys()
-        and isinstance(a.get("contexts"), dict)
-        and a["contexts"]
-        and all(map(context, a["contexts"].values()))
-    )
-    return [
-        r
-        for r in read_records(Path(folder) / "tokens.jsonl")
-        if lists(r, ("attempts",))
-        and r["attempts"]
-        and {"problem", "prompt", "teacher"} <= r.keys()
-        and all(map(attempt, r["attempts"]))
-    ]
+
+
+def _is_context(record) -> bool:
+    names = ("successes", "failures", "teacher", "divergence", "likely")
+    return _has_lists(record, names) and "prompt" in record
+
+
+def _has_lists(record, names) -> bool:
+    return isinstance(record, dict) and all(isinstance(record.get(name), list) for name in names)
 
 
 # --- monitors ---
 
-# "at the start": mean of so many steps; "now": median of so many
+# the metric at the start is the mean over START steps, the one now the median over WINDOW steps
 START, WINDOW = 2, 5
-# (metric, what is a collapse: its values now and at the start, whether success has risen by 0.1;
-# the usual cause)
+# (metric, test for a collapse, text of the warning). The test gets the metric now and at the start,
+# and whether success has risen by 0.1.
 MONITORS = (
     (
         "distinct_answers",
@@ -266,12 +274,14 @@ MONITORS = (
     (
         "distinct_texts",
         lambda now, start, better: now < start / 2 and not better,
-        "the rollouts of a group are copies of each other: lower --lr (with --teacher ema, --ema-rate too)",
+        "the rollouts of a group are copies of each other: lower --lr "
+        "(with --teacher ema, --ema-rate too)",
     ),
     (
         "group_pass",
         lambda now, start, better: now < start - 0.2,
-        "fewer problems are solved by any rollout, the student forgets: lower --lr (with --teacher ema, --ema-rate too)",
+        "fewer problems are solved by any rollout, the student forgets: lower --lr "
+        "(with --teacher ema, --ema-rate too)",
     ),
     (
         "length_p95",
@@ -281,20 +291,21 @@ MONITORS = (
     (
         "unweighted_share",
         lambda now, start, better: now > 0.95,
-        "hardly a rollout teaches anything, and where none does there is no update: easier problems, more --rollouts or, "
-        "if they are cut, more --max-new-tokens",
+        "hardly a rollout teaches anything, and where none does there is no update: "
+        "easier problems, more --rollouts or, if they are cut, more --max-new-tokens",
     ),
     (
         "truncated_share",
         lambda now, start, better: now > 0.25 and now > start + 0.1,
-        "completions no longer end, and one that is cut teaches nobody: lower --lr if they have gone wrong "
-        "(samples.jsonl), raise --max-new-tokens if not",
+        "completions no longer end, and one that is cut teaches nobody: "
+        "lower --lr if they have gone wrong (samples.jsonl), raise --max-new-tokens if not",
     ),
     (
         "stop_gap",
         lambda now, start, better: now < -0.8 and not better,
-        "the teacher would rather go on where the student stops, and the student will learn that from it: try the other "
-        "--layout, --no-feedback, or preflight",
+        "the teacher would rather go on where the student stops, "
+        "and the student will learn that from it: try the other --layout, --no-feedback, "
+        "or preflight",
     ),
     (
         "leak_share",
@@ -314,23 +325,28 @@ MONITORS = (
     (
         "teacher_gap",
         lambda now, start, better: now < 5 * start - 0.05,
-        "student and teacher part: lower --lr, or let the teacher follow (--teacher ema, a higher --ema-rate)",
+        "student and teacher part: lower --lr, or let the teacher follow "
+        "(--teacher ema, a higher --ema-rate)",
     ),
     (
         "teacher_gap",
         lambda now, start, better: start < 0 and now > start / 20 and not better,
-        "the teacher says what the student says before that is right: an EMA follows too fast, lower --ema-rate",
+        "the teacher says what the student says before that is right: "
+        "an EMA follows too fast, lower --ema-rate",
     ),
 )
 
 
 def is_number(value) -> bool:
-    # no NaN either
+    """Whether a metric can be drawn: a finite number, no bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def derived(metrics) -> dict:
-    """The metrics of a step with the shares that its counts imply; what is not there is left out."""
+    """The numbers among a step's metrics, and the shares that follow from its counts.
+
+    A share is left out where a metric that it needs is missing.
+    """
     m = {name: value for name, value in metrics.items() if is_number(value)}
     groups = sum(m.get(f"groups_{kind}", 0) for kind in ("mixed", "all_right", "all_wrong"))
     rollouts = m.get("completion_tokens", 0) / (m.get("mean_completion_length") or 1)
@@ -348,13 +364,12 @@ def derived(metrics) -> dict:
 
 
 def monitor(past=()):
-    """A function that takes the metrics of one step after another and returns the warnings that are
-    new.
+    """A function to be called with the metrics of each step; it returns the new warnings.
 
     Each monitor warns once in a run. past: the records before a resume, whose warnings have been
     printed.
     """
-    # metric: [its first values, its last]; steps without it do not count
+    # {metric: (its first values, its last)}; steps without the metric do not count
     kept, said = {}, set()
 
     def look(metrics) -> list[str]:
@@ -376,7 +391,8 @@ def monitor(past=()):
                 said.add(cause)
                 called = "pass@k" if name == "group_pass" else name
                 lines.append(
-                    f"warning: step {metrics['step']}: {called} {now:.3g}, at the start {start:.3g}: {cause}"
+                    f"warning: step {metrics['step']}: {called} {now:.3g}, "
+                    f"at the start {start:.3g}: {cause}"
                 )
         return lines
 
@@ -391,13 +407,12 @@ def monitor(past=()):
 
 @dataclass
 class Reading:
-    """One attempt's tokens: log-probabilities and divergence (jsd), (T,) each; both sides'
-    likeliest, T lists of (id, log-probability)."""
+    """How student and teacher score the tokens of one attempt."""
 
-    student: numpy.ndarray
-    teacher: numpy.ndarray
-    divergence: numpy.ndarray
-    student_top: list
+    student: numpy.ndarray  # log-probabilities (T,)
+    teacher: numpy.ndarray  # (T,)
+    divergence: numpy.ndarray  # jsd (T,)
+    student_top: list  # the likeliest tokens: T lists of (id, log-probability)
     teacher_top: list
 
 
@@ -413,29 +428,30 @@ def read_tokens(
     top=0,
     autocast=contextlib.nullcontext,
 ) -> dict[str, list[Reading | None]]:
-    """{context: a Reading of each attempt's first `limit` tokens under its teacher_ids, None for
-    one without a weight}.
+    """{context: a Reading of the first `limit` tokens of each attempt, None for those of weight 0}.
 
-    versions: {context: the same attempts, as `plan` and `write_contexts` leave them there}; the
-    student, who reads no context, reads each once. Same temperature and common vocabulary as in
-    training; no gradients, no random numbers. budget: tokens, padding included, that go through the
-    models at once. top: how many of the likeliest to keep.
+    versions: {context: the same attempts, as `plan` and `write_contexts` leave them there}. The
+    student reads no context, so it runs once over each attempt. Same temperature and common
+    vocabulary as in training; no gradients, no random numbers. budget: tokens, padding included,
+    that go through the models at once. top: how many of the likeliest tokens to keep.
     """
-    longest = [
+    # one attempt for all contexts, with the longest of its prompts: micro-batches must fit all
+    merged = [
         replace(
             copies[0],
             weight=float(any(a.weight for a in copies)),
             teacher_ids=max((a.teacher_ids for a in copies), key=len),
         )
-        for copies in zip(*versions.values())
+        for copies in zip(*versions.values(), strict=True)
     ]
-    place = {id(a): n for n, a in enumerate(longest)}
-    found = {name: [None] * len(longest) for name in versions}
-    read = lambda model, prompts, ids: parallel.inside(
-        model, lambda: mopd.hidden_states(model, prompts, ids)
-    )
+    place = {id(a): n for n, a in enumerate(merged)}
+    found = {name: [None] * len(merged) for name in versions}
+
+    def read(model, prompts, ids):
+        return parallel.inside(model, lambda: mopd.hidden_states(model, prompts, ids))
+
     with fused_norms(student, teacher.model):  # as in training
-        for batch in mopd.microbatches(longest, budget):
+        for batch in mopd.microbatches(merged, budget):
             with autocast():
                 own = read(
                     student,
@@ -459,7 +475,8 @@ def read_tokens(
                         )
                     mine = torch.cat([own[r] for r in rows])
                     values, tops = compare(mine, student, states, teacher, ids, temperature, top)
-                    for r, end in zip(rows, itertools.accumulate(map(len, ids))):
+                    ends = itertools.accumulate(map(len, ids))
+                    for r, end in zip(rows, ends, strict=True):
                         span = slice(end - len(own[r]), end)
                         found[name][place[id(batch[r])]] = Reading(
                             *values[:, span], own_top[r], tops[span]
@@ -470,8 +487,9 @@ def read_tokens(
 
 
 def compare(own, student, states, teacher, ids, temperature, top):
-    """((student's, teacher's log-probabilities of ids, divergence) (3, N), the teacher's likeliest
-    tokens).
+    """(array (3, N), the teacher's likeliest tokens).
+
+    The rows of the array: the student's and the teacher's log-probabilities of ids, the divergence.
     """
     rows, flat = slice(teacher.vocabulary), torch.tensor(sum(ids, []), device=own.device)
     out = distill_loss(
@@ -483,39 +501,37 @@ def compare(own, student, states, teacher, ids, temperature, top):
         temperature=temperature,
         sampled_ids=flat,
     )
-    values = (
-        torch.stack([out.student_logprobs, out.teacher_logprobs, out.divergence])
-        .float()
-        .cpu()
-        .numpy()
-    )
-    return values, likeliest(states, head(teacher.model)[rows], temperature, top)
+    values = torch.stack([out.student_logprobs, out.teacher_logprobs, out.divergence])
+    tops = likeliest(states, head(teacher.model)[rows], temperature, top)
+    return values.float().cpu().numpy(), tops
 
 
-def likeliest(hidden, matrix, temperature, top) -> list[list[tuple[int, float]]]:
-    """The `top` likeliest tokens at each position with their log-probabilities, 64 positions at a
-    time.
+def likeliest(hidden, matrix, temperature: float, top: int) -> list[list[tuple[int, float]]]:
+    """The `top` likeliest tokens at each position: (id, log-probability).
+
+    64 positions at a time: the logits of all would not fit into memory.
     """
     found, matrix = [], matrix.to(hidden.dtype)
     for part in hidden.split(64) if top else ():
         best = ((part @ matrix.T).float() / temperature).log_softmax(-1).topk(top)
-        found += [list(zip(*pair)) for pair in zip(best.indices.tolist(), best.values.tolist())]
+        for ids, logprobs in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            found.append(list(zip(ids, logprobs, strict=True)))
     return found
 
 
 def own_context(settings) -> str:
     """The name of the context that the run's own teacher reads."""
-    return (
-        "none"
-        if settings.method == "opd" or not settings.teaches
-        else settings.peers or settings.method
-    )
+    if settings.method == "opd" or not settings.teaches:
+        return "none"
+    return settings.peers or settings.method
 
 
-def with_context(run, attempts, kind, seed, layout) -> tuple[list, dict]:
-    """(copies of the attempts as `plan` and `write_contexts` leave them, the counts of cuts) for
-    one kind of context: "none" (the bare problem), "sdpo" or one of mopd.PEERS, with the peers that
-    training with this seed chooses."""
+def with_context(run, attempts, kind: str, seed: int, layout: str) -> tuple[list, dict]:
+    """(copies of the attempts as `plan` and `write_contexts` leave them, the counts of cuts).
+
+    kind: "none" (the problem alone), "sdpo" or one of mopd.PEERS; the peers are those that training
+    with this seed chooses.
+    """
     s = run.settings
     copies = [
         replace(a, peers=peer_context.Peers((), ()), feedback="", teacher_text="", teacher_ids=[])
@@ -534,9 +550,7 @@ def with_context(run, attempts, kind, seed, layout) -> tuple[list, dict]:
 
 
 def with_contexts(run, attempts, seed) -> dict[str, list]:
-    """{context: copies of the attempts under it}; the run's own context as it is, where it is
-    another one.
-    """
+    """{context: copies of the attempts under it}, for CONTEXTS and the run's own context."""
     versions = {
         name: with_context(run, attempts, name, seed, run.settings.layout)[0] for name in CONTEXTS
     }
@@ -549,13 +563,13 @@ def with_contexts(run, attempts, seed) -> dict[str, list]:
 
 
 def token_view(run, step, attempts, *, seed, budget, seconds) -> list[dict]:
-    """What tokens.jsonl holds of a step, a record per group: every token as student and teacher
-    read it, by context.
+    """tokens.jsonl of a step, a record for each group: tokens with their scores in every context.
 
-    Up to VIEW_GROUPS groups, mixed ones first; the first VIEW_TOKENS tokens of each rollout. A
-    rollout whose context stays empty is read after the bare problem. Methods without a teacher show
-    what a copy of the student would say. Stands between sampling and update and changes neither;
-    time goes into seconds["view"]."""
+    Up to VIEW_GROUPS groups, mixed ones first; the first VIEW_TOKENS tokens of each rollout. Where
+    there is no peer to show, the teacher reads the problem alone. For methods without a teacher the
+    student itself is the teacher. Changes neither models nor random numbers, so it may run between
+    sampling and update; its time is added as seconds["view"].
+    """
     start, s = time.perf_counter(), run.settings
     groups = sorted(grouped(attempts), key=lambda mates: len({a.success for a in mates}) == 1)[
         :VIEW_GROUPS
@@ -574,7 +588,7 @@ def token_view(run, step, attempts, *, seed, budget, seconds) -> list[dict]:
             top=3,
             autocast=run.autocast,
         )
-        # too long for the teacher, or with a token that it does not know
+        # some rollout is too long for the teacher, or has a token that it does not know
         if None in readings["none"]:
             continue
         rows = []
@@ -617,60 +631,72 @@ def token_view(run, step, attempts, *, seed, budget, seconds) -> list[dict]:
 
 
 def context_record(reading, attempt, size, text_of, *, first) -> dict:
-    """One rollout under one context. Peers are numbers in the group, whose `size` positions begin
-    at `first`, 0 for one of another problem; `likely` is None where the teacher says what the
-    student says."""
-    number = lambda p: p - first + 1 if 0 <= p - first < size else 0
+    """One rollout under one context.
+
+    A peer is written as its number in the group, counted from 1, or 0 if it is of another problem;
+    the group is the `size` positions of the step from `first` on. `likely` is None at tokens where
+    teacher and student agree.
+    """
+
+    def number(position):
+        return position - first + 1 if 0 <= position - first < size else 0
+
+    tops = zip(reading.teacher_top, reading.divergence, strict=True)
     return {
         "successes": list(map(number, attempt.peers.successes)),
         "prompt": attempt.teacher_text,
         "failures": list(map(number, attempt.peers.failures)),
         "teacher": short(reading.teacher),
         "divergence": short(reading.divergence),
-        "likely": [
-            text_of(best) if d >= 0.0005 else None
-            for best, d in zip(reading.teacher_top, reading.divergence)
-        ],
+        "likely": [text_of(best) if d >= 0.0005 else None for best, d in tops],
     }
 
 
-def short(values) -> list:
+def short(values) -> list[float | None]:
+    """Rounded to 3 digits for JSON, None where not finite."""
     return [round(float(v), 3) if math.isfinite(v) else None for v in values]
 
 
 def token_texts(tokenizer):
     """A function from [(id, log-probability)] to [[text, rounded log-probability]]."""
-    text = functools.cache(
-        lambda token: tokenizer.decode([token], clean_up_tokenization_spaces=False)
-    )
+
+    @functools.cache
+    def text(token):
+        return tokenizer.decode([token], clean_up_tokenization_spaces=False)
+
     return lambda pairs: [[text(token), *short([value])] for token, value in pairs]
 
 
-def pieces(tokenizer, ids) -> list[str]:
-    """The text that each token adds, so that they join to the whole: decoded behind the tokens
-    before it, because many tokenizers drop a leading space. A character spread over several tokens
-    stands at the last of them."""
+def pieces(tokenizer, ids: list[int]) -> list[str]:
+    """The text that each token adds; joined, they are the whole text.
+
+    A token is decoded together with the tokens before it, because many tokenizers drop a leading
+    space. A character spread over several tokens is given to the last of them.
+    """
     decode, found = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False), []
     for t in range(len(ids)):
         window = ids[max(0, t - 8) : t]
-        before, after = decode(window).rstrip("\ufffd") if window else "", decode([*window, ids[t]])
-        found.append(
-            (after[len(before) :] if after.startswith(before) else decode([ids[t]])).rstrip(
-                "\ufffd"
-            )
-        )
+        before = decode(window).rstrip("\ufffd") if window else ""
+        after = decode([*window, ids[t]])
+        added = after[len(before) :] if after.startswith(before) else decode([ids[t]])
+        found.append(added.rstrip("\ufffd"))
     return found
 
 
 # --- the terminal view ---
 
+ANOTHER = "another problem's"
 # 256-colour backgrounds, weak to strong
 BLUES, ORANGES = (189, 153, 117, 75, 33), (230, 223, 216, 214, 208)
 
 
-def show(folder, *, step=None, context=None, colour=None):
-    """Print the first recorded group of a step (default the last) after a context (default what the
-    run's own teacher reads); without colour, tokens carry strong log-ratios."""
+def show(folder, *, step: int | None = None, context: str | None = None, colour=None) -> None:
+    """Print the first group of a step in the token view, default the last step.
+
+    context: what the teacher reads, default what the run's own does. colour: default whether
+    standard output is a terminal; without it strong log-ratios are printed behind their token.
+    Raises ValueError for a folder, step or context that is not there.
+    """
     if not Path(folder).is_dir():
         raise ValueError(f"no such run folder: {folder}")
     records = read_views(folder)
@@ -685,21 +711,20 @@ def show(folder, *, step=None, context=None, colour=None):
     if context not in known:
         raise ValueError(f"--context {context}: this run has {', '.join(known)}")
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") if colour is None else colour
-    # no escape codes
-    clean = lambda text: "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
     print(
-        f"step {record['step']}, problem {record['problem']}, teacher: {record['teacher']}, context: {context}\n"
-        f"{clean(record['prompt'])}"
+        f"step {record['step']}, problem {record['problem']}, teacher: {record['teacher']}, "
+        f"context: {context}\n{clean(record['prompt'])}"
     )
     for a in record["attempts"]:
         c = a["contexts"][context]
         verdict = "right" if a["right"] else "wrong" if a.get("stopped", True) else "truncated"
         print(f"\n#{a['number']} {verdict}, {peers_of(c)}")
-        for text, teacher, student in zip(a["tokens"], c["teacher"], a["student"]):
+        # not strict: a damaged record may have lists of unequal lengths
+        for text, teacher, student in zip(a["tokens"], c["teacher"], a["student"], strict=False):
             ratio = (teacher or 0) - (student or 0)
             level = min(4, int(abs(ratio) * 2))
             if abs(ratio) >= (0.1 if colour else 0.5):
-                # else there would be nothing to colour
+                # a newline itself shows no colour
                 text = text.replace("\n", "\u21b5\n")
             if colour and abs(ratio) >= 0.1:
                 text = (
@@ -712,11 +737,16 @@ def show(folder, *, step=None, context=None, colour=None):
     print("\nblue or +: the teacher wants more of this token; orange or -: less")
 
 
-def peers_of(context) -> str:
-    name = lambda n: f"#{n}" if n else "another problem's"
-    seen = [f"{name(n)} as right" for n in context["successes"]] + [
-        f"{name(n)} as wrong" for n in context["failures"]
-    ]
+def clean(text: str) -> str:
+    """The text without control characters: completions must not send escape codes to a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def peers_of(context: dict) -> str:
+    """The peers of a context in words."""
+    seen = []
+    for numbers, label in ((context["successes"], "right"), (context["failures"], "wrong")):
+        seen += [f"{f'#{n}' if n else ANOTHER} as {label}" for n in numbers]
     return f"the teacher reads {', '.join(seen) or 'the problem alone'}"
 
 
@@ -770,9 +800,10 @@ SHOWN = (
 )
 
 
-def curve(records, metric, most=400) -> list[tuple[float, float]]:
-    """(step, value) where the metric is a number; means of neighbours where there are more than
-    `most`.
+def curve(records: list[dict], metric: str, most: int = 400) -> list[tuple[float, float]]:
+    """[(step, value)] of the records where the metric is a number.
+
+    More than `most` points are replaced by means of neighbours.
     """
     points = [(r["step"], r[metric]) for r in records if is_number(r.get(metric))]
     size = math.ceil(len(points) / most) or 1
@@ -782,7 +813,7 @@ def curve(records, metric, most=400) -> list[tuple[float, float]]:
     ]
 
 
-def ticks(low, high) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round numbers from low to high, three to six of them."""
     raw = (high - low) / 5 or 1.0
     unit = 10 ** math.floor(math.log10(raw))
@@ -792,17 +823,25 @@ def ticks(low, high) -> list[float]:
     ]
 
 
-def chart(title, lines) -> str:
-    """One figure; lines: (label, colour number, dash number, points), several runs' of one label
-    under one entry of the legend, which gives their last values. Empty text where there are no
-    points."""
+def chart(title: str, lines) -> str:
+    """One figure as HTML, "" where there are no points.
+
+    lines: (label, colour number, dash number, points). Lines of one label, from several runs, share
+    an entry of the legend, which gives their last values.
+    """
     lines = [line for line in lines if line[3]]
     if not lines:
         return ""
     xs, ys = ([point[axis] for line in lines for point in line[3]] for axis in (0, 1))
     x0, x1, y0, y1 = min(0, *xs), max(*xs, 1), min(0, *ys), max(0, *ys)
     y0, y1 = (y0, y1) if y1 > y0 else (y0, y0 + 1)
-    px, py = lambda x: 40 + 290 * (x - x0) / (x1 - x0), lambda y: 150 - 138 * (y - y0) / (y1 - y0)
+
+    def px(x):
+        return 40 + 290 * (x - x0) / (x1 - x0)
+
+    def py(y):
+        return 150 - 138 * (y - y0) / (y1 - y0)
+
     parts = [
         f'<line x1="40" x2="330" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
         f'<text x="35" y="{py(y) + 4:.1f}">{f"{y:.3g}".replace("e-0", "e-")}</text>'
@@ -814,12 +853,12 @@ def chart(title, lines) -> str:
         if x == int(x)
     ]
     for _, colour, dash, points in lines:
-        path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
-        parts.append(
-            f'<polyline class="c{colour % 6} d{dash % 4}" points="{path}"/>'
-            if len(points) > 1
-            else f'<circle class="c{colour % 6}" r="3" cx="{px(points[0][0]):.1f}" cy="{py(points[0][1]):.1f}"/>'
-        )
+        if len(points) > 1:
+            path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
+            parts.append(f'<polyline class="c{colour % 6} d{dash % 4}" points="{path}"/>')
+        else:
+            place = f'cx="{px(points[0][0]):.1f}" cy="{py(points[0][1]):.1f}"'
+            parts.append(f'<circle class="c{colour % 6}" r="3" {place}/>')
     key = ""
     for same in grouped(lines, of=lambda line: line[0]):
         look = f"d{same[0][2] % 4}" + (f" c{same[0][1] % 6}" if len(same) == 1 else "")
@@ -827,21 +866,24 @@ def chart(title, lines) -> str:
             f'<b class="c{colour % 6}">{points[-1][1]:.3g}</b>' for _, colour, _, points in same
         )
         key += (
-            f'<span><svg class="key" viewBox="0 0 22 8" aria-hidden="true"><polyline class="{look}" '
-            f'points="0,4 22,4"/></svg>{html.escape(same[0][0])} {values}</span>'
+            '<span><svg class="key" viewBox="0 0 22 8" aria-hidden="true">'
+            f'<polyline class="{look}" points="0,4 22,4"/></svg>'
+            f"{html.escape(same[0][0])} {values}</span>"
         )
+    title = html.escape(title)
     return (
-        f'<figure><figcaption>{html.escape(title)}</figcaption><svg viewBox="0 0 340 172" role="img" '
-        f'aria-label="{html.escape(title)} by step">{"".join(parts)}</svg><div class="legend">{key}</div></figure>'
+        f"<figure><figcaption>{title}</figcaption>"
+        f'<svg viewBox="0 0 340 172" role="img" aria-label="{title} by step">{"".join(parts)}</svg>'
+        f'<div class="legend">{key}</div></figure>'
     )
 
 
 def write_report(folders) -> Path:
-    """Write report.html into the first of the run folders: curves of all runs, tokens of as many
-    steps as fit.
+    """Write report.html into the first of the run folders; returns its path.
 
-    A folder of a broken or unfinished run gives what there is. ValueError where no folder holds any
-    record.
+    It has the curves of all runs, and the token view of as many steps as fit into PAGE_BYTES.
+    Broken and unfinished runs can be shown. Raises ValueError for a folder that is missing, and
+    where no folder has any record.
     """
     once = {}
     for folder in map(Path, folders):
@@ -851,24 +893,24 @@ def write_report(folders) -> Path:
         raise ValueError(f"no such run folder: {', '.join(missing)}")
     runs = [read_run(folder) for folder in folders]
     names = [run.name for run in runs]
-    for run, folder in zip(runs, folders):
+    for run, folder in zip(runs, folders, strict=True):
         run.name = str(folder) if names.count(run.name) > 1 else run.name
     views = [{"run": run.name} | record for run in runs for record in run.views]
     if not views and not any(run.records for run in runs):
         raise ValueError(
-            f"{', '.join(map(str, folders))}: no record in metrics.jsonl or tokens.jsonl, nothing to show"
+            f"{', '.join(map(str, folders))}: no record in metrics.jsonl or tokens.jsonl, "
+            "nothing to show"
         )
     kept, size, seen, ranks = {}, 0, collections.Counter(), []
     order = {run.name: spread(sorted({record["step"] for record in run.views})) for run in runs}
-    # one group of every run and step goes in before the second of any
+    # a second group of a step only when every step of every run has one
     for n, record in enumerate(views):
         seen[record["run"], record["step"]] += 1
         ranks.append(
             (seen[record["run"], record["step"]], order[record["run"]].index(record["step"]), n)
         )
     for *_, n in sorted(ranks):
-        # Neither </script> nor <!-- may stand in there: they would end the element or change how it
-        # is read.
+        # escape "<": </script> in a completion would end the element, <!-- change how it is parsed
         text = json.dumps(views[n], allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
         if size + len(text) <= PAGE_BYTES:
             size += len(text)
@@ -886,7 +928,7 @@ def write_report(folders) -> Path:
         "CHARTS": "".join(figure(runs, title, metrics) for title, metrics in CHARTS),
         "DATA": "[" + ",".join(kept[n] for n in sorted(kept)) + "]",
     }
-    # One pass, so that a mark inside what is filled in stays text.
+    # in one pass: a mark such as %DATA% inside a completion must stay text
     page = re.sub(
         "%(TITLE|NOTE|RUNS|CHARTS|DATA)%", lambda mark: parts[mark[1]], TEMPLATE.read_text("utf-8")
     )
@@ -895,9 +937,11 @@ def write_report(folders) -> Path:
     return path
 
 
-def spread(steps) -> list:
-    """Ascending steps in the order in which they should be seen: the last, the first, then always
-    the farthest from all before it."""
+def spread(steps: list[int]) -> list[int]:
+    """Ascending steps by importance: the last, the first, then always the farthest from all before.
+
+    So any number of them from the start is spread over the run.
+    """
     order, distance = [], {step: math.inf for step in steps}
     while distance:
         order.append(max(distance, key=lambda step: (distance[step], step if not order else -step)))
@@ -908,27 +952,25 @@ def spread(steps) -> list:
 
 @dataclass
 class Record:
-    """What a run folder holds. steps: records of training steps with what they imply; seconds:
-    their times by phase.
-    """
+    """The content of a run folder."""
 
     name: str
     config: dict
-    records: list
-    steps: list
-    seconds: list
-    warnings: list
-    views: list
+    records: list[dict]  # of metrics.jsonl
+    steps: list[dict]  # the training steps among them, see `derived`
+    seconds: list[dict]  # {phase: seconds, "step": step} of each
+    warnings: list[str]
+    views: list[dict]
 
 
-def read_run(folder) -> Record:
-    records, look = read_records(folder / "metrics.jsonl"), monitor()
+def read_run(folder: Path) -> Record:
+    records, warnings_in = read_records(folder / "metrics.jsonl"), monitor()
     config = {}
     with contextlib.suppress(OSError, ValueError, TypeError):
         config = dict(json.loads((folder / "config.json").read_text("utf-8")))
     steps = [derived(r) for r in records if is_number(r.get("loss"))]
     for m in steps:
-        # nothing to learn from: its loss of 0 is not a small divergence
+        # a step without scored tokens has loss 0, which would look like a small divergence
         if m.get("scored_tokens") == 0:
             del m["loss"]
     return Record(
@@ -937,46 +979,45 @@ def read_run(folder) -> Record:
         records,
         steps,
         [r["seconds"] | {"step": r["step"]} for r in records if isinstance(r.get("seconds"), dict)],
-        [line for m in steps for line in look(m)],
+        [line for m in steps for line in warnings_in(m)],
         read_views(folder),
     )
 
 
 def figure(runs, title, metrics) -> str:
-    """One chart of all runs: colours tell runs apart and dashes quantities; of one run, colours
-    tell quantities.
+    """One chart of all runs: colours stand for runs and dashes for metrics.
+
+    For a single run colours stand for metrics.
     """
     lines = []
-    for (n, run), (j, (label, metric)) in itertools.product(
-        enumerate(runs), enumerate(metrics.items())
-    ):
-        source = (
-            run.seconds
-            if title.startswith("Seconds")
-            else run.records
-            if metric.startswith("eval")
-            else run.steps
-        )
-        lines.append((label, *((n, j) if len(runs) > 1 else (j, 0)), curve(source, metric)))
+    for n, run in enumerate(runs):
+        for j, (label, metric) in enumerate(metrics.items()):
+            source = run.records if metric.startswith("eval") else run.steps
+            if title.startswith("Seconds"):
+                source = run.seconds
+            colour, dash = (n, j) if len(runs) > 1 else (j, 0)
+            lines.append((label, colour, dash, curve(source, metric)))
     return chart(title, lines)
 
 
 def run_summary(n, run) -> str:
     """Settings, held-out success before and after, and the warnings of the n-th run."""
     held = [r for r in run.records if is_number(r.get("eval_mean_at_k"))]
-    ends = (
-        f"held-out mean@{held[0].get('eval_k')} {held[0]['eval_mean_at_k']:.3f} at step {held[0]['step']}, "
-        f"{held[-1]['eval_mean_at_k']:.3f} at step {held[-1]['step']}"
-        if held
-        else "no evaluation recorded"
-    )
+    ends = "no evaluation recorded"
+    if held:
+        ends = (
+            f"held-out mean@{held[0].get('eval_k')} "
+            f"{held[0]['eval_mean_at_k']:.3f} at step {held[0]['step']}, "
+            f"{held[-1]['eval_mean_at_k']:.3f} at step {held[-1]['step']}"
+        )
     idle = ("ema_rate",) if run.config.get("teacher") != "ema" else ()
     idle = TEACHERS if run.config.get("method") in mopd.NO_TEACHER else idle
     settings = ", ".join(
         f"{k} {run.config[k]}" for k in SHOWN if run.config.get(k) is not None and k not in idle
     )
     return (
-        f'<li class="run c{n % 6}"><div><b>{html.escape(run.name)}</b>: {html.escape(ends)}; {len(run.steps)} steps'
+        f'<li class="run c{n % 6}"><div><b>{html.escape(run.name)}</b>: {html.escape(ends)}; '
+        f"{len(run.steps)} steps"
         f"<br><small>{html.escape(settings) or 'no config.json'}</small>"
         + "".join(f"<br><em>{html.escape(line)}</em>" for line in run.warnings)
         + "</div></li>\n"

@@ -194,7 +194,7 @@ def test_a_signal_saves_says_how_to_resume_and_changes_nothing(folder, tmp_path,
     server.kill(number)
     assert server.wait() == 128 + number
     log = server.log.read_text()
-    assert "Traceback" not in log and f"train.py {' '.join(arguments)} --resume" in log.splitlines()[-1]
+    assert "Traceback" not in log and f"to go on: the same command with --out {tmp_path / 'out'} --resume" in log.splitlines()[-1]
     path = tmp_path / "out" / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""             # in the evaluation before the first step
     assert text.endswith("\n") or not text
@@ -220,7 +220,8 @@ def test_the_command_line_ends_by_a_signal_with_the_usual_status(folder, tmp_pat
         time.sleep(0.05)
     run.terminate()
     output, errors = run.communicate()
-    assert run.returncode == 143 and "to go on: python" in output.splitlines()[-1] and "Traceback" not in errors
+    assert run.returncode == 143 and "Traceback" not in errors
+    assert output.splitlines()[-1].endswith(f"to go on: the same command with --out {tmp_path / 'out'} --resume")
     assert checkpoint.damage(checkpoint.saved(tmp_path / "out")[-1]) == ""
     assert "so far: " in output.splitlines()[-2] and "<figure>" in (tmp_path / "out" / "report.html").read_text()
 
