@@ -364,24 +364,17 @@ def print_signal(result: dict) -> None:
 
 def sample_groups(run: train.Run) -> list[mopd.Attempt]:
     """The rollouts of the first training step."""
-    s = run.settings
-    return mopd.sample(
-        run.student,
-        run.tokenizer,
-        train.batch_of(run.train, 1, s),
-        k=s.rollouts,
-        task=s.task,
-        seed=s.seed_of(1),
-        max_new_tokens=s.max_new_tokens,
-        temperature=s.temperature,
-        autocast=run.autocast,
-    )
+    return train.sample_step(run, 1)[0]
 
 
 # --- preflight ---
 
 # (condition, text) over the numbers of `preflight`, which are also filled into the text
 DOUBTS = (
+    (
+        lambda r: measure.harmful(r["measured"]),
+        "train.py would refuse: the teacher is worse than the student in every layout (--force)",
+    ),
     (
         lambda r: r["problems"] < FEW,
         "{problems} problems are too few to say: more --problems (32 by default)",
@@ -452,9 +445,7 @@ def preflight(run: train.Run, attempts: list[mopd.Attempt]) -> dict:
     table = measure.measure(run, attempts)
     if s.layout == "auto":
         s.layout = measure.choose(table)
-        if s.method == "mopd" and not s.no_feedback:
-            table["feedback"] = measure.measure_feedback(run, attempts, s.layout)
-            s.no_feedback = measure.feedback_harms(table["feedback"])
+        table["feedback"] = measure.settle_feedback(run, attempts)
     mopd.plan(
         attempts, method=s.method, peers=s.peers, feedback=not s.no_feedback, seed=s.seed_of(1)
     )
@@ -467,13 +458,7 @@ def preflight(run: train.Run, attempts: list[mopd.Attempt]) -> dict:
     )
     rates = [mean([a.success for a in mates]) for mates in grouped(attempts)]
     every = measure.measure(run, attempts, kinds=[own], layouts=[s.layout], only_mixed=False)
-    keys = [mates[0].problem.key for mates in grouped(attempts)]
-    student = {
-        "rates": dict(zip(keys, rates, strict=True)),
-        "right": mean(rates),
-        "samples": len(attempts),
-    }
-    lead, error = measure.lead(every["arms"][own][s.layout], student)
+    arm = every["arms"][own][s.layout]
     readings = report.read_tokens(
         run.student,
         run.teacher,
@@ -503,9 +488,9 @@ def preflight(run: train.Run, attempts: list[mopd.Attempt]) -> dict:
         "weighted": weighted,
         "measured": table,
         "layout": s.layout,
-        "teacher_gain": lead,
-        "teacher_gain_error": error,
-        "predicted_gain": weighted * (lead or 0.0),
+        "teacher_gain": arm["lead"],
+        "teacher_gain_error": arm["error"],
+        "predicted_gain": weighted * (arm["lead"] or 0.0),
         "gap": gap,
         "divergence": divergence,
         "auc_context": context,

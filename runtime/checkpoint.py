@@ -431,8 +431,8 @@ def load(run, may_change) -> None:
         ) from error
     run.done = run.saved = stored["step"]
     # --layout auto was decided before the first step; a resume keeps the decision
-    run.settings.layout = stored["settings"].get("layout", "turn")
-    run.settings.no_feedback = stored["settings"].get("no_feedback", False)
+    run.settings.layout = stored["settings"]["layout"]
+    run.settings.no_feedback = stored["settings"]["no_feedback"]
     run.measured = stored.get("measured")
     print(f"resuming from {newest}")
 
@@ -443,12 +443,16 @@ def newest_of(run, may_change):
     if newest is None:
         return None, None
     stored = json.loads((newest / "state" / "run.json").read_text("utf-8"))
+    old = "layout" not in stored["settings"]  # feedback had to be asked for then
+    if old:
+        feedback = stored["settings"].pop("feedback", False)
+        quiet = stored["settings"]["method"] == "mopd" and not feedback
+        stored["settings"] |= {"layout": "turn", "no_feedback": quiet}
     for name, value in stored["settings"].items():
         now, option = getattr(run.settings, name, value), "--" + name.replace("_", "-")
-        settled = run.settings.layout == "auto" and (name, now) in (
-            ("layout", "auto"),
-            ("no_feedback", False),
-        )
+        # What `auto` has settled, and what an old default was, is taken from the checkpoint.
+        open_still = (("layout", "auto"), ("no_feedback", False))
+        settled = (old or run.settings.layout == "auto") and (name, now) in open_still
         if name not in may_change and now != value and not settled:
             raise ValueError(
                 f"{option} is {now} now and was {value} in {newest}: resume with the same settings"

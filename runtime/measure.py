@@ -19,7 +19,9 @@ from dataclasses import replace
 
 import numpy
 
+import mopd
 import peer_context
+import rollout
 from runtime import checkpoint, parallel, report
 from runtime.fast_rollout import generate, rows_in_memory
 from runtime.models import completion_text, layouts_of, max_length, stop_ids
@@ -48,16 +50,16 @@ def measure(run, attempts, *, layouts=None, kinds=None, only_mixed=True) -> dict
     """
     s, own = run.settings, report.own_context(run.settings)
     if kinds is None:
-        kinds = list(dict.fromkeys([own, "positive", "contrastive"]))
-        if run.teacher.kind == "external":  # a copy of the student without peers is the student
-            kinds.append(BARE)
+        # A copy of the student without peers is the student.
+        external = [BARE] if run.teacher.kind == "external" else []
+        kinds = list(dict.fromkeys([own, "positive", "contrastive", *external]))
     layouts = layouts or layouts_of(run.teacher.tokenizer)
     groups = report.grouped(attempts)
     if only_mixed:
         groups = [mates for mates in groups if len({a.success for a in mates}) == 2]
     members = [a for mates in groups for a in mates]
     table = {"own": own, "problems": len(groups), "arms": {}, "bare": None}
-    if not groups:
+    if len(groups) < 2:
         return table
     wanted = min(SAMPLES, s.problems * s.rollouts)
     table["bare"] = bare_answers(run, members, wanted)
@@ -78,9 +80,10 @@ def measure(run, attempts, *, layouts=None, kinds=None, only_mixed=True) -> dict
 def measure_feedback(run, attempts, layout) -> dict | None:
     """What the verifier's feedback does to the teacher, on problems that no rollout solved.
 
-    Only there is feedback shown without a success beside it. Returns {"with": an arm, "bare": an
-    arm, "harmful": whether the teacher that reads it is right, or ends its answers, less often than
-    the student by more than two standard errors}; None with fewer than two such problems.
+    Only there is feedback shown without a success beside it. Returns {"with": an arm, "without":
+    the arm that these rollouts would read else (the failure alone; the bare problem where no
+    failure is shown), "harmful": whether the teacher with feedback is right, or ends its answers,
+    less often by more than two standard errors}; None with fewer than two such problems.
     """
     s = run.settings
     groups = [m for m in report.grouped(attempts) if not any(a.success for a in m)]
@@ -91,11 +94,21 @@ def measure_feedback(run, attempts, layout) -> dict | None:
         return None
     wanted = min(SAMPLES, s.problems * s.rollouts)
     arm = answers(run, run.teacher.model, run.teacher.tokenizer, told, wanted)
-    bare = bare_answers(run, members, wanted)
-    leads = lead(arm, bare), lead(arm, bare, "stop_rates", "stopped")
+    quiet = [
+        replace(a, feedback="", weight=float(bool(a.weight and a.peers.failures))) for a in told
+    ]
+    if any(a.weight for a in quiet):
+        limit = max_length(run.teacher.model)
+        mopd.write_contexts(
+            quiet, run.teacher, peer_tokens=s.peer_tokens, longest=limit, layout=layout
+        )
+        without = answers(run, run.teacher.model, run.teacher.tokenizer, quiet, wanted)
+    else:
+        without = bare_answers(run, members, wanted)
+    leads = lead(arm, without), lead(arm, without, "stop_rates", "stopped")
     return {
         "with": arm,
-        "bare": bare,
+        "without": without,
         "harmful": any(ahead is not None and ahead < -2 * error for ahead, error in leads),
     }
 
@@ -119,11 +132,11 @@ def answers(run, model, tokenizer, copies, wanted) -> dict:
         fits = [a for a in mates if a.weight and len(a.teacher_ids) + s.max_new_tokens <= limit]
         rows += enumerate(fits[:: max(1, len(fits) // CONTEXTS)][:CONTEXTS])
     each = math.ceil(wanted / max(len(rows), 1))
-    mine = parallel.share(rows)
+    mine, sampler = parallel.share(rows), rollout.generate if s.plain else generate
 
     def write(most):
         with run.autocast(), parallel.gathered(model):
-            return generate(
+            return sampler(
                 model,
                 [a.teacher_ids for _, a in mine],
                 each,
@@ -136,7 +149,8 @@ def answers(run, model, tokenizer, copies, wanted) -> dict:
             )
 
     longest = max([len(a.teacher_ids) for _, a in rows], default=0) + s.max_new_tokens
-    most = min(len(rows) * each, rows_in_memory(model, longest)) or 1
+    with run.autocast():  # which halves the cache
+        most = min(len(rows) * each, rows_in_memory(model, longest)) or 1
     groups, _ = checkpoint.within_memory(
         write, most, fits=run.fits, alone=lambda n: n == 1, name="generating answers"
     )
@@ -202,14 +216,24 @@ def token_leads(run, copies) -> dict:
     """Mean log teacher - log student over tokens, and stop tokens, of at most SAMPLES rollouts."""
     rows = [a for a in copies if a.weight]
     rows = rows[:: math.ceil(len(rows) / SAMPLES) or 1]
-    read = report.read_tokens(
-        run.student,
-        run.teacher,
-        {"own": rows},
-        temperature=run.settings.temperature,
-        budget=run.settings.micro_tokens,
-        autocast=run.autocast,
-    )["own"]
+    settings = run.settings
+
+    def score(micro_tokens):
+        return report.read_tokens(
+            run.student,
+            run.teacher,
+            {"own": rows},
+            temperature=settings.temperature,
+            budget=micro_tokens,
+            autocast=run.autocast,
+        )["own"]
+
+    def alone(micro_tokens):
+        return all(len(batch) == 1 for batch in mopd.microbatches(rows, micro_tokens))
+
+    read, _ = checkpoint.within_memory(
+        score, settings.micro_tokens, fits=run.fits, alone=alone, name="scoring tokens"
+    )
     ratios = [reading.teacher - reading.student for reading in read]
     ends = [float(ratio[-1]) for a, ratio in zip(rows, ratios, strict=True) if a.rollout.stopped]
     return {
@@ -272,7 +296,9 @@ def lines_of(table) -> list[str]:
 
 
 def row_of(name: str, arm) -> str:
-    """One arm as a row of the table; "-" for what the student, without peers, does not have."""
+    """One arm as a row of the table; "-" for what it does not have."""
+    if not arm["samples"]:
+        return f"  {name:22s}no context leaves room for --max-new-tokens"
     ahead = "-"
     if arm.get("lead") is not None:
         ends = (arm["lead"] + sign * 1.96 * arm["error"] for sign in (-1, 1))
@@ -296,7 +322,8 @@ def decide(run, attempts) -> dict:
     unless --force.
     """
     s, table = run.settings, measure(run, attempts)
-    layout, worse = parallel.gather([(choose(table), harmful(table))])[0]
+    control = table["own"] not in (*mopd.SLOTS, BARE)  # which may well be worse than the student
+    layout, worse = parallel.gather([(choose(table), harmful(table) and not control)])[0]
     for line in lines_of(table):
         print(line)
     print(f"layout of the peers: {layout}")
@@ -309,20 +336,31 @@ def decide(run, attempts) -> dict:
             "--method grpo, or go on with --force"
         )
     s.layout = layout
-    if s.method == "mopd" and not s.no_feedback:
-        table["feedback"] = measure_feedback(run, attempts, layout)
-        s.no_feedback = parallel.gather([feedback_harms(table["feedback"])])[0]
+    table["feedback"] = settle_feedback(run, attempts)
     return table
 
 
-def feedback_harms(found) -> bool:
-    """Whether feedback is to be left out; says why."""
+def settle_feedback(run, attempts) -> dict | None:
+    """Measure feedback in the run's layout, say what it does, and leave it out where it does harm.
+
+    sdpo is defined by its feedback: there the run only says so.
+    """
+    s = run.settings
+    if s.no_feedback or s.method not in ("mopd", "sdpo"):
+        return None
+    found = measure_feedback(run, attempts, s.layout)
     if found is None:
-        return False
-    told, bare = found["with"], found["bare"]
+        return None
+    harm = parallel.gather([found["harmful"]])[0]
+    told, without = found["with"], found["without"]
     print(
-        f"after feedback on problems that no rollout solved: right {told['right']:.3f}, stops "
-        f"{told['stopped']:.2f}; the student {bare['right']:.3f} and {bare['stopped']:.2f}"
-        + ("; feedback is left out" if found["harmful"] else "")
+        f"on problems that no rollout solved, after feedback: right {told['right']:.3f}, stops "
+        f"{told['stopped']:.2f}; without it: right {without['right']:.3f}, stops "
+        f"{without['stopped']:.2f}"
     )
-    return found["harmful"]
+    if harm and s.method == "mopd":
+        print("feedback does harm and is left out")
+        s.no_feedback = True
+    elif harm:
+        print("warning: feedback does harm here, and sdpo lives on it: try --method mopd")
+    return found

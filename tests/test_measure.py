@@ -130,6 +130,8 @@ def test_groups_of_one_kind_are_not_measured(folder, tmp_path):
     for a in attempts:
         a.verdict = Verdict(False, None, "no")
     assert measure.measure(run, attempts) == {"own": "contrastive", "problems": 0, "arms": {}, "bare": None}
+    attempts[0].verdict, attempts[0].rollout.stopped = Verdict(True, "1", ""), True
+    assert measure.measure(run, attempts)["arms"] == {}                     # one problem says nothing
 
 
 def test_a_run_measures_once_keeps_its_rollouts_and_its_layout_through_a_resume(folder, tmp_path, judged, monkeypatch, capsys):
@@ -193,9 +195,12 @@ def test_feedback_is_measured_where_no_rollout_is_right_and_left_out_where_answe
     try:
         for endless in (False, True):
             found = measure.measure_feedback(run, attempts, "turn")
-            assert found["with"]["stopped"] == 1.0 - endless and found["bare"]["stopped"] == 1.0
-            assert measure.feedback_harms(found) is found["harmful"] and (found["harmful"] or not endless)
-        assert seen[0] > 0 and seen[1] == 0
+            assert found["with"]["stopped"] == 1.0 - endless and found["without"]["stopped"] == 1.0
+            assert found["harmful"] or not endless
+        assert seen[0] > 0 and seen[1] == 0                        # the failure alone, without feedback
+        run.settings.peers = "positive"                            # no failure is shown: then the bare problem
+        assert measure.measure_feedback(run, attempts, "turn")["without"]["samples"] == 24
+        run.settings.peers = "contrastive"
         attempts[0].verdict = attempts[4 * 2].verdict = attempts[-1].verdict = Verdict(True, "1", "")
         assert measure.measure_feedback(run, attempts, "turn") is None             # every problem has a success
     finally:
@@ -204,7 +209,7 @@ def test_feedback_is_measured_where_no_rollout_is_right_and_left_out_where_answe
 
 def test_feedback_that_does_harm_stays_out_of_the_run_and_of_its_resume(folder, tmp_path, judged, monkeypatch):
     monkeypatch.setattr(measure, "measure", lambda run, attempts: table((0.5,) * 4, (0.5,) * 4))
-    harm = {"with": arm(0.0, 0.0), "bare": arm(0.0, 0.0), "harmful": True}
+    harm = {"with": arm(0.0, 0.0), "without": arm(0.0, 0.0), "harmful": True}
     monkeypatch.setattr(measure, "measure_feedback", lambda run, attempts, layout: harm)
     train.main(flags(folder, tmp_path / "out", "--steps", "1"))
     saved = lambda: json.loads((tmp_path / "out" / "config.json").read_text())
@@ -216,7 +221,7 @@ def test_feedback_that_does_harm_stays_out_of_the_run_and_of_its_resume(folder, 
 
 
 def test_process_0_decides(monkeypatch):
-    run = SimpleNamespace(settings=SimpleNamespace(layout="auto", force=False, method="sdpo", no_feedback=False))
+    run = SimpleNamespace(settings=SimpleNamespace(layout="auto", force=False, method="opd", no_feedback=False))
     monkeypatch.setattr(measure, "measure", lambda run, attempts: table((0.5,) * 4, (0.5,) * 4))
     monkeypatch.setattr(parallel, "gather", lambda items: [("turns", False), *items])
     measure.decide(run, [])
