@@ -7,7 +7,7 @@ Two tasks. capitals: name the capital of a country (math verifier, which compare
 Python function (code verifier). The evaluation asks in words that training never uses, and some of its problems are
 about countries or functions that training never shows. Every run is `python train.py ...` in a process of its own with one
 thread. The learning rate is the better of --lrs on another seed than those of the table, after --choice-steps steps.
-Intervals are 95 % bootstrap intervals over seeds. Writes OUT/NAME/ for each run (finished ones are not run again),
+Intervals are 95 % t intervals over seeds; "minus grpo" pairs the runs by seed. Writes OUT/NAME/ for each run (finished ones are not run again),
 OUT/table.md, OUT/TASK.svg and OUT/results.json.
 """
 
@@ -21,8 +21,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from compare_methods import interval
 
 ROOT = Path(__file__).resolve().parent.parent
 # Feedback is left out of mopd, as --layout auto does here: it measures that this teacher does not end its answers after it.
@@ -87,7 +85,8 @@ TASKS = {"capitals": ("math", capitals, 16), "functions": ("code", functions, 64
 
 def run(task, arm, lr, seed, steps, options) -> dict:
     """One run, unless its result is there: {"curve": {step: {...}}, "seconds", ...}."""
-    folder = options.out / f"{task}-{arm.replace(',', '-')}-{lr}-{seed}-{steps}"
+    model = f"{Path(options.model).name}-{options.dtype}"
+    folder = options.out / f"{model}-{task}-{arm.replace(',', '-')}-{lr}-{seed}-{steps}"
     result = folder.parent / f"{folder.name}.json"
     if result.is_file():
         return json.loads(result.read_text("utf-8"))
@@ -112,7 +111,8 @@ def run(task, arm, lr, seed, steps, options) -> dict:
         if "eval_k" in line:
             new = [count / line["eval_k"] for row, count in line["eval_right"].items() if not seen[int(row)]]
             curve[str(line["step"])] = {"mean": line["eval_mean_at_k"], "pass": line["eval_pass_at_k"],
-                                        "distinct": line["eval_distinct_answers"], "unseen": statistics.fmean(new)}
+                                        "distinct": line["eval_distinct_answers"], "unseen": statistics.fmean(new),
+                                        "right": line["eval_right"]}
     steps_of = [line for line in lines if "loss" in line]
     numbers = {"curve": curve, "seconds": time.time() - start, "arm": arm, "lr": lr, "seed": seed, "task": task,
                "warnings": [text for text in done.stdout.splitlines() if text.startswith("warning: step")],
@@ -124,6 +124,19 @@ def run(task, arm, lr, seed, steps, options) -> dict:
     print(f"{task} {arm:18s} lr {lr:g} seed {seed}: "
           + ", ".join(f"{step}: {point['mean']:.3f}" for step, point in curve.items()), flush=True)
     return numbers
+
+
+# Two-sided 95 % points of Student's t for 2, 3, ... values.
+T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def interval(values) -> str:
+    """Mean and 95 % t interval of a few values; the mean alone of one."""
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return f"{mean:.2f}"
+    half = T[min(len(values), len(T) + 1) - 2] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"
 
 
 COLOURS = ("#1f77b4", "#17becf", "#7f7f7f", "#c7c7c7", "#d62728", "#2ca02c", "#9467bd")
@@ -191,13 +204,18 @@ def main():
                 for s in options.seeds for t in options.task for a in options.arms}     # seeds outermost: usable early
         found = {key: job.result() for key, job in jobs.items()}
     quarters = [str(options.steps * n // 4) for n in (1, 2, 4)]
-    columns = [*(f"mean@8, step {q}" for q in quarters), "pass@8 at the end", "distinct answers", "unseen, mean@8", "seconds"]
+    columns = [*(f"mean@8, step {q}" for q in quarters), "minus grpo", "pass@8", "distinct answers", "unseen, mean@8", "seconds"]
     rows = [f"| task | arm | lr | start | {' | '.join(columns)} |", "| --- " * (len(columns) + 4) + "|"]
     for t, a in best:
         runs = [found[t, a, s] for s in options.seeds]
         at = lambda step, name, runs=runs: interval([one["curve"][step][name] for one in runs])
         start = statistics.fmean(one["curve"]["0"]["mean"] for one in runs)
         last = [at(quarters[-1], name) for name in ("pass", "distinct", "unseen")]
+        if a != "grpo" and "grpo" in options.arms:
+            pairs = [(one["curve"][quarters[-1]]["mean"], found[t, "grpo", one["seed"]]["curve"][quarters[-1]]["mean"]) for one in runs]
+            last.insert(0, interval([mine - its for mine, its in pairs]))
+        else:
+            last.insert(0, "")
         rows.append(f"| {t} | {a} | {best[t, a]:g} | {start:.2f} | "
                     + " | ".join([*(at(q, "mean") for q in quarters), *last,
                                   f"{statistics.fmean(one['seconds'] for one in runs):.0f}"]) + " |")
