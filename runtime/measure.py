@@ -28,6 +28,7 @@ from runtime.models import completion_text, layouts_of, max_length, stop_ids
 from verifiers import verify_batch
 
 SAMPLES = 64  # answers for each arm, never more than a step has rollouts
+SCORED = 16  # rollouts that are scored in each layout of the run's own contexts
 CONTEXTS = 2  # contexts of each problem that are written after
 PAPERS = "turn"  # the layout of the paper, taken where nothing speaks against it
 BARE = "none"  # the arm that reads the bare problem
@@ -213,9 +214,9 @@ def lead(arm, other, rates="rates", mean="right") -> tuple[float | None, float |
 
 
 def token_leads(run, copies) -> dict:
-    """Mean log teacher - log student over tokens, and stop tokens, of at most SAMPLES rollouts."""
+    """Mean log teacher - log student over tokens, and stop tokens, of at most SCORED rollouts."""
     rows = [a for a in copies if a.weight]
-    rows = rows[:: math.ceil(len(rows) / SAMPLES) or 1]
+    rows = rows[:: math.ceil(len(rows) / SCORED) or 1]
     settings = run.settings
 
     def score(micro_tokens):
@@ -243,14 +244,23 @@ def token_leads(run, copies) -> dict:
 
 
 def choose(table) -> str:
-    """The paper's layout, unless the other leads it by more than two standard errors."""
+    """The paper's layout, unless the other leads it by more than two standard errors.
+
+    Either in right answers, or in answers that end while it is right no less often: with a handful
+    of problems the first is seldom certain, and a teacher that does not stop makes a student that
+    does not stop, whatever it knows.
+    """
     arms = table["arms"].get(table["own"], {})
     if PAPERS not in arms:
         return next(iter(arms), PAPERS)
     best = PAPERS
     for layout in arms:
-        ahead, error = lead(arms[layout], arms[PAPERS])
-        if layout != PAPERS and ahead is not None and ahead > 2 * error:
+        pair = arms[layout], arms[PAPERS]
+        right, error = lead(*pair)
+        stops, stop_error = lead(*pair, "stop_rates", "stopped")
+        if layout == PAPERS or right is None:
+            continue
+        if right > 2 * error or (right >= 0 and stops > 2 * stop_error):
             best = layout
     return best
 

@@ -20,8 +20,8 @@ def arm(*rates, samples=64, stopped=1.0, **more):
             "copies": 0.0, **more}
 
 
-def table(turn, turns, *, student=(0.2, 0.2, 0.2, 0.2)):
-    bare, arms = arm(*student), {"turn": arm(*turn), "turns": arm(*turns)}
+def table(turn, turns, *, student=(0.2, 0.2, 0.2, 0.2), stops=(1.0, 1.0)):
+    bare, arms = arm(*student), {"turn": arm(*turn, stopped=stops[0]), "turns": arm(*turns, stopped=stops[1])}
     for one in arms.values():
         one["lead"], one["error"] = measure.lead(one, bare)
         one |= {"tokens": 100.0, "dropped": 0}
@@ -55,6 +55,15 @@ def test_fewer_than_two_common_problems_say_nothing():
     ((0.0, 0.0, 0.0, 0.9), (0.9, 0.9, 0.9, 0.0), "turn")])          # ahead on average, problems disagree
 def test_turns_are_chosen_only_where_they_lead_by_two_standard_errors(turn, turns, chosen):
     assert measure.choose(table(turn, turns)) == chosen
+
+
+@pytest.mark.parametrize("turns, stops, chosen", [
+    ((0.4, 0.3, 0.4, 0.3), (0.3, 1.0), "turns"),                    # a little ahead, and it ends its answers
+    ((0.2, 0.3, 0.2, 0.3), (0.3, 1.0), "turn"),                     # ends its answers, and they are worse
+    ((0.4, 0.3, 0.4, 0.3), (0.9, 1.0), "turn")])                    # neither lead is certain
+def test_a_layout_after_which_answers_end_is_chosen_if_they_are_no_worse(turns, stops, chosen):
+    """On 8 problems of 8 rollouts two or three groups are mixed: right answers alone do not tell, unended ones do."""
+    assert measure.choose(table((0.3, 0.3, 0.3, 0.3), turns, stops=stops)) == chosen
 
 
 def test_a_template_with_one_layout_leaves_no_choice():
