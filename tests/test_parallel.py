@@ -19,6 +19,7 @@ import mopd
 import tiny
 import train
 import verifiers
+from runtime import fast_scoring
 from conftest import ROOT
 
 pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo")
@@ -261,7 +262,7 @@ def test_a_signal_stops_all_processes_after_a_step_and_the_command_goes_on(untie
 @pytest.mark.slow
 def test_steps_in_which_nothing_can_be_learned_change_nothing_in_two_processes_either(tied, tmp_path):
     """Every rollout is cut: no micro-batch, so the sharded teacher never runs; then it does."""
-    more = ("--max-new-tokens", "3", "--steps", "2")
+    more = ("--max-new-tokens", "3", "--steps", "2", "--no-feedback")
     train.main(flags(tied, tmp_path / "one", *more))
     ran(2, *flags(tied, tmp_path / "two", *more))
     for out in ("one", "two"):
@@ -357,7 +358,7 @@ def test_four_processes_and_resumes_between_one_two_and_four(tied, untied, tmp_p
 
     The single process does not share prompts here: what that rounds otherwise grows from step to step.
     """
-    monkeypatch.setattr(mopd, "can_share", lambda model: False)
+    monkeypatch.setattr(fast_scoring, "can_share", lambda model: False)
     for name, folder in (("tied", tied), ("untied", untied)):
         one, two, four = (tmp_path / f"{name}-{n}" for n in (1, 2, 4))
         train.main(flags(folder, one, *EMA))
