@@ -101,10 +101,6 @@ def assert_same_run(one, many, *, rounding=1e-5):
             assert b[name] == (a[name] if a[name] is None else pytest.approx(a[name], rel=rounding, abs=spacing)), \
                 (a["step"], name)
     assert_close(lines(one / "tokens.jsonl"), lines(many / "tokens.jsonl"))
-    measured = [json.loads((folder / "config.json").read_text())["measured"] for folder in (one, many)]
-    assert measured[0]["problems"] > 1 and {"turn", "turns"} == measured[0]["arms"]["contrastive"].keys()
-    rates = [[arm["rates"] for arms in found["arms"].values() for arm in arms.values()] for found in measured]
-    assert rates[0] == rates[1]                                         # the answers of all processes, whoever wrote them
     first = next(line for line in found if "loss" in line)
     assert first["loss"] != 0 and first["grad_norm"] > 0 and first["groups_mixed"]          # or anything would be equal
 
@@ -130,11 +126,20 @@ def assert_same_weights(one, many, step, *, rounding=1e-5):
         assert (weights[0][name] - weights[1][name]).abs().max() < rounding, name
 
 
+def assert_same_measurement(one, many):
+    """What the teacher answered before the first step, whoever wrote which answer."""
+    measured = [json.loads((folder / "config.json").read_text())["measured"] for folder in (one, many)]
+    assert measured[0]["problems"] > 1 and {"turn", "turns"} == measured[0]["arms"]["contrastive"].keys()
+    rates = [[arm["rates"] for arms in found["arms"].values() for arm in arms.values()] for found in measured]
+    assert rates[0] == rates[1]
+
+
 def test_two_processes_take_the_steps_of_one_and_a_resume_goes_on_with_one(tied, tmp_path):
     """Gradients must be summed, not averaged; the head's must be among them; the EMA must follow; only rank 0 writes."""
     train.main(flags(tied, tmp_path / "one", *EMA))
     done = ran(2, *flags(tied, tmp_path / "two", *EMA))
     assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert_same_measurement(tmp_path / "one", tmp_path / "two")
     assert_same_weights(tmp_path / "one", tmp_path / "two", 3)
     assert done.stdout.count("run folder:") == 1 and done.stdout.count("step    3  loss") == 1
     for name in ("one", "two"):                                         # moments and teacher matter to the fourth step
