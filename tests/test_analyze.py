@@ -207,10 +207,11 @@ def test_preflight_gives_numbers_and_reasons(folder, tmp_path, capsys, monkeypat
     (dict(teacher_gain=-0.15, teacher_gain_error=0.03), "or worse (-0.15, standard error 0.03): a larger model"),
     (dict(teacher_gain=0.06, teacher_gain_error=0.04), "lead (+0.06, standard error 0.04) may be nothing: more --problems"),
     (dict(auc=[0.5, 0.4, 0.6]), "AUC 0.50"), (dict(auc=[0.5, 0.4, 0.6], auc_prompts=3), None), (dict(divergence=0.0), "no signal"),
+    (dict(measured={"own": "sdpo", "arms": {"sdpo": {"turn": {"lead": -0.3, "error": 0.1}}}}), "train.py would refuse"),
     (dict(problems=4), "4 problems are too few to say"), (dict(teacher_gain=None, auc=None, divergence=None), None), (dict(), None)])
 def test_each_doubt_has_its_reason(change, says):
     numbers = dict(problems=32, all_wrong=0.3, all_right=0.1, truncated=0.0, weighted=1.0, teacher_gain=0.4, teacher_gain_error=0.05,
-                   auc=[0.9, 0.8, 1.0], auc_prompts=20, divergence=0.03) | change
+                   auc=[0.9, 0.8, 1.0], auc_prompts=20, divergence=0.03, measured={"own": "sdpo", "arms": {}}) | change
     found = [text.format(**numbers) for when, text in analyze.DOUBTS if when(numbers)]
     assert len(found) == (says is not None) and (says is None or says in found[0])
 
