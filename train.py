@@ -211,6 +211,9 @@ class Settings:
                 setattr(self, name, tiny_default if self.model == "tiny" else default)
         if self.method == "mopd":
             self.peers = self.peers or "contrastive"
+            if self.model == "tiny" and self.task == "tool":
+                # It is the same for every wrong action there; with it, 1 of 3 seeds collapsed.
+                self.no_feedback = True
         self.save_every = self.save_every or self.eval_every
         self.out = self.out or f"runs/{self.task}-{self.method}-{time.strftime('%Y%m%d-%H%M%S')}"
 

@@ -181,6 +181,13 @@ def test_code_prompts_say_what_the_tests_will_call():
     assert prompt("Read and double.", type="stdin") == "Read and double."
 
 
+def test_the_tiny_tool_world_shows_no_feedback_for_it_is_the_same_for_every_wrong_action():
+    quiet = {task: train.Settings(task=task).no_feedback for task in verifiers.TASKS}
+    assert quiet == {"math": False, "code": False, "science": False, "tool": True}
+    assert not train.Settings(task="tool", method="sdpo").no_feedback
+    assert not train.Settings(task="tool", model="m", data="d").no_feedback
+
+
 # --- the loop ---
 
 METRICS = ("step loss success groups_mixed groups_all_right groups_all_wrong truncated unweighted lone_success completion_tokens "
