@@ -23,8 +23,9 @@ from transformers import AutoModelForCausalLM
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
 import bench_trl
-import mopd
 from bench_rollout import SHAPES
+
+import mopd
 from runtime.fast_scoring import FAST
 from runtime.models import head, max_length
 from verifiers import Verdict, verify_batch
@@ -32,16 +33,26 @@ from verifiers import Verdict, verify_batch
 
 def checksum_verdicts(task, texts, answers, workers):
     verify_batch(task, texts, answers, workers=workers)
-    return [Verdict(bench_trl.succeeds(t), None, "" if bench_trl.succeeds(t) else "Wrong.") for t in texts]
+    return [
+        Verdict(bench_trl.succeeds(t), None, "" if bench_trl.succeeds(t) else "Wrong.")
+        for t in texts
+    ]
 
 
 def flops(model, lengths, completion_tokens):
     """Of one forward pass over rows of these lengths, the output matrix at the completion tokens only."""
-    layers = [m.weight.numel() for m in model.base_model.modules() if isinstance(m, torch.nn.Linear)]
-    config, attended = model.config, sum(n * n / 2 for n in lengths)                                # causal
-    width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    return (2 * sum(layers) * sum(lengths) + 4 * attended * width * config.num_hidden_layers
-            + 2 * head(model).numel() * completion_tokens)
+    layers = [
+        m.weight.numel() for m in model.base_model.modules() if isinstance(m, torch.nn.Linear)
+    ]
+    config, attended = model.config, sum(n * n / 2 for n in lengths)  # causal
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    return (
+        2 * sum(layers) * sum(lengths)
+        + 4 * attended * width * config.num_hidden_layers
+        + 2 * head(model).numel() * completion_tokens
+    )
 
 
 def main():
@@ -54,7 +65,12 @@ def main():
     parser.add_argument("--micro-tokens", type=int, default=8192)
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--steps", type=int, default=3, help="the first is left out")
-    parser.add_argument("--peak", type=float, default=989, help="TFLOP/s of the device in bfloat16 (H100, H200: 989)")
+    parser.add_argument(
+        "--peak",
+        type=float,
+        default=989,
+        help="TFLOP/s of the device in bfloat16 (H100, H200: 989)",
+    )
     args = parser.parse_args()
     on_gpu = args.device.startswith("cuda")
     config = SHAPES[args.shape]
@@ -70,29 +86,65 @@ def main():
     mopd.verify_batch = checksum_verdicts
     teacher = mopd.make_teacher("ema", student, tokenizer)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=on_gpu)
-    autocast = functools.partial(torch.autocast, "cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext
+    autocast = (
+        functools.partial(torch.autocast, "cuda", torch.bfloat16)
+        if on_gpu
+        else contextlib.nullcontext
+    )
     rng, rows, metrics = random.Random(0), [], None
-    problems = [mopd.Problem(" ".join(f"w{rng.randrange(config.vocab_size - 4)}" for _ in range(rng.randint(60, 100))),
-                             "1", "w1", n) for n in range(args.problems)]
-    print(f"{args.shape}, {sum(p.numel() for p in student.parameters()) / 1e6:,.0f}M parameters, "
-          f"{torch.cuda.get_device_name() if on_gpu else 'CPU'}, torch {torch.__version__}, {args.problems} x "
-          f"{args.rollouts} x {args.new_tokens} tokens, micro-batches of {args.micro_tokens}", flush=True)
+    problems = [
+        mopd.Problem(
+            " ".join(
+                f"w{rng.randrange(config.vocab_size - 4)}" for _ in range(rng.randint(60, 100))
+            ),
+            "1",
+            "w1",
+            n,
+        )
+        for n in range(args.problems)
+    ]
+    print(
+        f"{args.shape}, {sum(p.numel() for p in student.parameters()) / 1e6:,.0f}M parameters, "
+        f"{torch.cuda.get_device_name() if on_gpu else 'CPU'}, torch {torch.__version__}, {args.problems} x "
+        f"{args.rollouts} x {args.new_tokens} tokens, micro-batches of {args.micro_tokens}",
+        flush=True,
+    )
     for step in range(args.steps):
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         seconds, start = {}, time.perf_counter()
-        attempts = mopd.sample(student, tokenizer, problems, k=args.rollouts, task="math", seed=step,
-                               max_new_tokens=args.new_tokens, autocast=autocast, seconds=seconds)
+        attempts = mopd.sample(
+            student,
+            tokenizer,
+            problems,
+            k=args.rollouts,
+            task="math",
+            seed=step,
+            max_new_tokens=args.new_tokens,
+            autocast=autocast,
+            seconds=seconds,
+        )
         after_rollouts = torch.cuda.max_memory_allocated() if on_gpu else 0
         for a in attempts:
-            a.rollout.stopped = True           # random weights never stop, and a truncated rollout would be no peer
+            a.rollout.stopped = (
+                True  # random weights never stop, and a truncated rollout would be no peer
+            )
         contexts = time.perf_counter()
         mopd.plan(attempts, method="mopd", seed=step)
-        mopd.write_contexts(attempts, teacher, peer_tokens=args.new_tokens, longest=max_length(student))
+        mopd.write_contexts(
+            attempts, teacher, peer_tokens=args.new_tokens, longest=max_length(student)
+        )
         seconds["contexts"] = time.perf_counter() - contexts
         student.train(args.gradient_checkpointing)
-        metrics = mopd.backward(student, teacher, attempts, micro_tokens=args.micro_tokens, autocast=autocast, parts=FAST,
-                                seconds=seconds)
+        metrics = mopd.backward(
+            student,
+            teacher,
+            attempts,
+            micro_tokens=args.micro_tokens,
+            autocast=autocast,
+            parts=FAST,
+            seconds=seconds,
+        )
         student.eval()
         update = time.perf_counter()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0).item()
@@ -104,21 +156,37 @@ def main():
         end = time.perf_counter()
         rows.append({**seconds, "update": end - update, "all": end - start})
         memory = f", peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB ({after_rollouts / 1e9:.1f} in the rollouts)"
-        print(f"  step {step}: " + ", ".join(f"{k} {v:.2f} s" for k, v in rows[-1].items()) + (memory if on_gpu else ""),
-              flush=True)
+        print(
+            f"  step {step}: "
+            + ", ".join(f"{k} {v:.2f} s" for k, v in rows[-1].items())
+            + (memory if on_gpu else ""),
+            flush=True,
+        )
     scored = [a for a in attempts if a.weight]
     tokens = sum(len(a.rollout.ids) for a in scored)
-    of_head = 2 * head(teacher.model).numel() * tokens                  # the loss multiplies with the teacher's, too
-    work = {"teacher": flops(teacher.model, [mopd.teacher_tokens(a) for a in scored], 0),
-            "student": 3 * flops(student, [mopd.student_tokens(a) for a in scored], tokens) + of_head}
+    of_head = (
+        2 * head(teacher.model).numel() * tokens
+    )  # the loss multiplies with the teacher's, too
+    work = {
+        "teacher": flops(teacher.model, [mopd.teacher_tokens(a) for a in scored], 0),
+        "student": 3 * flops(student, [mopd.student_tokens(a) for a in scored], tokens) + of_head,
+    }
     median = {k: statistics.median(r[k] for r in rows[1:] or rows) for k in rows[0]}
     generated = sum(len(a.rollout.ids) for a in attempts)
-    print(f"step {median['all']:.2f} s: " + ", ".join(
-        f"{k} {v:.2f} s ({v / median['all']:.0%})" for k, v in median.items() if k != "all"))
-    print(f"{generated / median['all']:,.0f} completion tokens/s in all, {generated / median['rollout']:,.0f} in the rollouts; "
-          f"{len(scored)} rollouts scored; sampler_gap {metrics['sampler_gap']:.4f}")
+    print(
+        f"step {median['all']:.2f} s: "
+        + ", ".join(
+            f"{k} {v:.2f} s ({v / median['all']:.0%})" for k, v in median.items() if k != "all"
+        )
+    )
+    print(
+        f"{generated / median['all']:,.0f} completion tokens/s in all, {generated / median['rollout']:,.0f} in the rollouts; "
+        f"{len(scored)} rollouts scored; sampler_gap {metrics['sampler_gap']:.4f}"
+    )
     for k, v in work.items() if on_gpu else ():
-        print(f"{k}: {v / 1e12:,.0f} TFLOP, {v / median[k] / 1e12:,.0f} TFLOP/s, MFU {v / median[k] / args.peak / 1e12:.1%}")
+        print(
+            f"{k}: {v / 1e12:,.0f} TFLOP, {v / median[k] / 1e12:,.0f} TFLOP/s, MFU {v / median[k] / args.peak / 1e12:.1%}"
+        )
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import sandbox                                                # noqa: E402
-import verifiers                                              # noqa: E402
+import sandbox  # noqa: E402
+import verifiers  # noqa: E402
 
 PROGRAM = "a, b = map(int, input().split())\nprint(a + b)\n"
 ANSWER = {"type": "stdin", "tests": [{"input": "3 4\n", "output": "7\n"}]}
@@ -55,20 +55,25 @@ def spread(values, pairs):
 def main(pairs=15):
     serial = iter(range(10**9))
 
-    def fresh(count):                                         # equal responses would be judged once
+    def fresh(count):  # equal responses would be judged once
         return [f"```python\n{PROGRAM}# {next(serial)}\n```" for _ in range(count)]
 
     def batch(count):
-        assert all(verdict.correct for verdict in verifiers.verify_batch("code", fresh(count), [ANSWER] * count))
+        assert all(
+            verdict.correct
+            for verdict in verifiers.verify_batch("code", fresh(count), [ANSWER] * count)
+        )
 
     print(verifiers.describe_isolation())
     cores = sandbox.cores()
     with tempfile.NamedTemporaryFile("w", suffix=".py") as file, ThreadPoolExecutor(cores) as pool:
         file.write(PROGRAM), file.flush()
-        sides = {"start": (20, lambda n: [start_interpreter(file.name) for _ in range(n)]),
-                 "pool": (40, lambda n: list(pool.map(start_interpreter, [file.name] * n))),
-                 "one": (100, lambda n: [verifiers.verify_code(text, ANSWER) for text in fresh(n)]),
-                 "batch": (200, batch)}
+        sides = {
+            "start": (20, lambda n: [start_interpreter(file.name) for _ in range(n)]),
+            "pool": (40, lambda n: list(pool.map(start_interpreter, [file.name] * n))),
+            "one": (100, lambda n: [verifiers.verify_code(text, ANSWER) for text in fresh(n)]),
+            "batch": (200, batch),
+        }
         batch(20)
         samples = [{name: rate(*side) for name, side in sides.items()} for _ in range(pairs)]
         start = processor_seconds(40, sides["start"][1]) / 40
@@ -78,8 +83,10 @@ def main(pairs=15):
     for name, base in (("one", "start"), ("batch", "pool"), ("batch", "start")):
         ratios = [sample[name] / sample[base] for sample in samples]
         print(f"{name + ' / ' + base:14} times:    {spread(ratios, pairs)}")
-    print(f"processor time: {start * 1e3:.1f} ms a start, {verdict * 1e3:.1f} ms a verdict of batch; "
-          f"{cores} idle cores allow {cores * start / verdict:.1f} times")
+    print(
+        f"processor time: {start * 1e3:.1f} ms a start, {verdict * 1e3:.1f} ms a verdict of batch; "
+        f"{cores} idle cores allow {cores * start / verdict:.1f} times"
+    )
 
 
 if __name__ == "__main__":

@@ -21,26 +21,60 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = {name: ["--peers", name] for name in ("contrastive", "positive", "random", "unrelated", "success_only")}
+METHODS = {
+    name: ["--peers", name]
+    for name in ("contrastive", "positive", "random", "unrelated", "success_only")
+}
 METHODS |= {name: ["--method", name] for name in ("sdpo", "grpo", "rft")}
-METHODS |= {f"{name}, no feedback": ["--peers", name, "--no-feedback"] for name in ("contrastive", "positive")}
+METHODS |= {
+    f"{name}, no feedback": ["--peers", name, "--no-feedback"]
+    for name in ("contrastive", "positive")
+}
 
 
 def run(method, lr, seed, options) -> dict[int, float]:
     """Train one cell unless its result is there; returns {step: held-out mean@8}."""
-    folder = options.out / f"{method.replace(', ', '-').replace(' ', '-')}-{lr}-{seed}-{options.steps}x{options.problems}"
+    folder = (
+        options.out
+        / f"{method.replace(', ', '-').replace(' ', '-')}-{lr}-{seed}-{options.steps}x{options.problems}"
+    )
     if not (folder / "step-{:06d}".format(options.steps)).is_dir():
-        shutil.rmtree(folder, ignore_errors=True)                  # what an interrupted run left
-        command = [sys.executable, str(ROOT / "train.py"), "--task", "math", *METHODS[method], "--lr", str(lr),
-                   "--seed", str(seed), "--steps", str(options.steps), "--problems", str(options.problems),
-                   "--eval-every", str(options.steps // 4), "--save-every", str(options.steps), "--device", "cpu",
-                   "--out", str(folder)]
-        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run left
+        command = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "--task",
+            "math",
+            *METHODS[method],
+            "--lr",
+            str(lr),
+            "--seed",
+            str(seed),
+            "--steps",
+            str(options.steps),
+            "--problems",
+            str(options.problems),
+            "--eval-every",
+            str(options.steps // 4),
+            "--save-every",
+            str(options.steps),
+            "--device",
+            "cpu",
+            "--out",
+            str(folder),
+        ]
+        done = subprocess.run(
+            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
     lines = map(json.loads, (folder / "metrics.jsonl").read_text("utf-8").splitlines())
     curve = {line["step"]: line["eval_mean_at_k"] for line in lines if "eval_mean_at_k" in line}
-    print(f"{method:20s} lr {lr:g} seed {seed}:", *(f"{step}: {v:.3f}" for step, v in curve.items()), flush=True)
+    print(
+        f"{method:20s} lr {lr:g} seed {seed}:",
+        *(f"{step}: {v:.3f}" for step, v in curve.items()),
+        flush=True,
+    )
     return curve
 
 
@@ -56,33 +90,52 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--choice-seeds", nargs="+", type=int, default=[100], help="choose the learning rate")
+    parser.add_argument(
+        "--choice-seeds", nargs="+", type=int, default=[100], help="choose the learning rate"
+    )
     parser.add_argument("--lrs", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--problems", type=int, default=16)
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     if options.steps % 4:
-        parser.error("--steps must be a multiple of 4: the table reads the curves at a quarter and at half")
+        parser.error(
+            "--steps must be a multiple of 4: the table reads the curves at a quarter and at half"
+        )
     with ThreadPoolExecutor(options.jobs) as pool:
-        run(options.methods[0], options.lrs[0], options.choice_seeds[0], options)   # makes the student for all
-        trial = {(m, lr, s): pool.submit(run, m, lr, s, options)
-                 for m in options.methods for lr in options.lrs for s in options.choice_seeds}
+        run(
+            options.methods[0], options.lrs[0], options.choice_seeds[0], options
+        )  # makes the student for all
+        trial = {
+            (m, lr, s): pool.submit(run, m, lr, s, options)
+            for m in options.methods
+            for lr in options.lrs
+            for s in options.choice_seeds
+        }
         score = {key: job.result()[options.steps] for key, job in trial.items()}
-        best = {m: max(options.lrs, key=lambda lr: sum(score[m, lr, s] for s in options.choice_seeds))
-                for m in options.methods}
-        jobs = {m: [pool.submit(run, m, best[m], s, options) for s in options.seeds] for m in options.methods}
+        best = {
+            m: max(options.lrs, key=lambda lr: sum(score[m, lr, s] for s in options.choice_seeds))
+            for m in options.methods
+        }
+        jobs = {
+            m: [pool.submit(run, m, best[m], s, options) for s in options.seeds]
+            for m in options.methods
+        }
         curves = {m: [job.result() for job in jobs[m]] for m in options.methods}
     quarters = [options.steps // 4, options.steps // 2, options.steps]
-    rows = [f"| method | learning rate | {' | '.join(f'step {q}' for q in quarters)} | each seed at the end |",
-            "| --- " * 6 + "|"]
+    rows = [
+        f"| method | learning rate | {' | '.join(f'step {q}' for q in quarters)} | each seed at the end |",
+        "| --- " * 6 + "|",
+    ]
     for m in options.methods:
         cells = [interval([curve[q] for curve in curves[m]]) for q in quarters]
         each = ", ".join(f"{curve[options.steps]:.2f}" for curve in curves[m])
         rows.append(f"| {m} | {best[m]:g} | {' | '.join(cells)} | {each} |")
     (options.out / "table.md").write_text("\n".join(rows) + "\n", "utf-8")
     choice = {f"{m} {lr:g} {s}": value for (m, lr, s), value in score.items()}
-    (options.out / "table.json").write_text(json.dumps({"best_lr": best, "curves": curves, "choice": choice}, indent=1))
+    (options.out / "table.json").write_text(
+        json.dumps({"best_lr": best, "curves": curves, "choice": choice}, indent=1)
+    )
     print("\n".join(rows))
 
 

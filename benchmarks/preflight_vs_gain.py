@@ -16,12 +16,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import analyze
-from runtime import report
 import tiny
 import train
+from runtime import report
 
-CONFIGURATIONS = [("math", 8, 100), ("math", 8, 200), ("math", 8, 500), ("math", 4, 500), ("science", 8, 150),
-                  ("science", 8, 500), ("tool", 8, 100), ("tool", 8, 500), ("tool", 4, 250)]        # task, K, warm-up
+CONFIGURATIONS = [
+    ("math", 8, 100),
+    ("math", 8, 200),
+    ("math", 8, 500),
+    ("math", 4, 500),
+    ("science", 8, 150),
+    ("science", 8, 500),
+    ("tool", 8, 100),
+    ("tool", 8, 500),
+    ("tool", 4, 250),
+]  # task, K, warm-up
 NUMBERS = ("predicted_gain", "gap", "divergence", "auc", "mixed", "success")
 
 
@@ -33,15 +42,34 @@ def measure(task, rollouts, warm_up, seed, options) -> dict:
     if path.is_file():
         return json.loads(path.read_text("utf-8"))
     tiny.WARM_UP = dict(tiny.WARM_UP, steps=warm_up)
-    flags = ["--task", task, "--rollouts", str(rollouts), "--device", "cpu", "--steps", str(options.steps),
-             "--eval-every", str(options.steps), "--seed", str(seed)]
+    flags = [
+        "--task",
+        task,
+        "--rollouts",
+        str(rollouts),
+        "--device",
+        "cpu",
+        "--steps",
+        str(options.steps),
+        "--eval-every",
+        str(options.steps),
+        "--seed",
+        str(seed),
+    ]
     run = train.prepare(train.parse([*flags, "--out", str(options.out / f"{name}-preflight")]))
     result = analyze.preflight(run, analyze.sample_groups(run))
     analyze.print_preflight(result)
     if not (folder / f"step-{options.steps:06d}").is_dir():
         train.main([*flags, "--problems", "16", "--out", str(folder)])
-    held = [r["eval_mean_at_k"] for r in report.read_records(folder / "metrics.jsonl") if "eval_k" in r]
-    result |= {"configuration": configuration, "start": held[0], "end": held[-1], "gain": held[-1] - held[0]}
+    held = [
+        r["eval_mean_at_k"] for r in report.read_records(folder / "metrics.jsonl") if "eval_k" in r
+    ]
+    result |= {
+        "configuration": configuration,
+        "start": held[0],
+        "end": held[-1],
+        "gain": held[-1] - held[0],
+    }
     path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     return result
 
@@ -53,22 +81,35 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    results = [measure(*configuration, seed, options) for configuration in CONFIGURATIONS for seed in options.seeds]
+    results = [
+        measure(*configuration, seed, options)
+        for configuration in CONFIGURATIONS
+        for seed in options.seeds
+    ]
     for r in results:
         r["auc"] = r["auc"] and r["auc"][0]
     mean = lambda values: analyze.mean([value for value in values if value is not None])
     cell = lambda x: "-" if x is None else f"{x:.3f}"
-    rows = [f"| task-K-warm-up | {' | '.join(NUMBERS)} | held-out, start and end | gain, each seed | seeds in doubt |",
-            "| --- " * (len(NUMBERS) + 4) + "|"]
-    for same in sorted(report.grouped(results, of=lambda r: r["configuration"]), key=lambda s: -mean(r["gain"] for r in s)):
+    rows = [
+        f"| task-K-warm-up | {' | '.join(NUMBERS)} | held-out, start and end | gain, each seed | seeds in doubt |",
+        "| --- " * (len(NUMBERS) + 4) + "|",
+    ]
+    for same in sorted(
+        report.grouped(results, of=lambda r: r["configuration"]),
+        key=lambda s: -mean(r["gain"] for r in s),
+    ):
         values = " | ".join(cell(mean(r[name] for r in same)) for name in NUMBERS)
-        rows.append(f"| {same[0]['configuration']} | {values} | {mean(r['start'] for r in same):.3f}, "
-                    f"{mean(r['end'] for r in same):.3f} | {', '.join(format(r['gain'], '+.3f') for r in same)} | "
-                    f"{sum(bool(r['doubts']) for r in same)} of {len(same)} |")
+        rows.append(
+            f"| {same[0]['configuration']} | {values} | {mean(r['start'] for r in same):.3f}, "
+            f"{mean(r['end'] for r in same):.3f} | {', '.join(format(r['gain'], '+.3f') for r in same)} | "
+            f"{sum(bool(r['doubts']) for r in same)} of {len(same)} |"
+        )
     for name in NUMBERS:
         pairs = [(r[name], r["gain"]) for r in results if r[name] is not None]
         if len(pairs) > 2:
-            rows.append(f"Spearman of {name} with the gain: {analyze.spearman(*zip(*pairs)):+.2f} ({len(pairs)} runs)")
+            rows.append(
+                f"Spearman of {name} with the gain: {analyze.spearman(*zip(*pairs)):+.2f} ({len(pairs)} runs)"
+            )
     (options.out / "table.md").write_text("\n".join(rows) + "\n", "utf-8")
     print("\n".join(rows))
 

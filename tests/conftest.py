@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")       # small tensors: a second thread costs more than it brings, most of all under load
-logging.disable(logging.DEBUG)                      # torch's checkpoints write a line for every tensor: a failed test would be unreadable
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # small tensors: a second thread costs more than it brings, most of all under load
+logging.disable(
+    logging.DEBUG
+)  # torch's checkpoints write a line for every tensor: a failed test would be unreadable
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -25,9 +29,13 @@ def data_dir():
 @pytest.fixture(scope="session")
 def rows(data_dir):
     """rows("math/gsm8k_test") reads one JSON Lines file of the real data as a list of dicts."""
+
     def read(name):
-        with open(data_dir / f"{name}.jsonl", encoding="utf-8") as file:     # splitlines() would also split at U+2028
+        with open(
+            data_dir / f"{name}.jsonl", encoding="utf-8"
+        ) as file:  # splitlines() would also split at U+2028
             return [json.loads(line) for line in file]
+
     return read
 
 

@@ -1,6 +1,6 @@
 """Runs that are killed, stopped, starved or fed damaged files: they end as if nothing had happened, or in one clear line.
 
-    python -m pytest --slow tests/test_checkpoint.py        # with 20 kills instead of 3
+python -m pytest --slow tests/test_checkpoint.py        # with 20 kills instead of 3
 """
 
 import json
@@ -16,21 +16,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
+from test_train import flags, folder, refused, replaced, steps_of  # noqa: F401
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModelForCausalLM
 
-from runtime import checkpoint
 import mopd
-from runtime import fast_rollout, parallel
-import train
 import sandbox
+import train
 import verifiers
-from conftest import ROOT
-from test_train import flags, folder, refused, replaced, steps_of                           # noqa: F401
+from runtime import checkpoint, fast_rollout, parallel
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork and signals")
-WHERE = {"rollout": (train, "sample"), "backward": (mopd, "backward"), "update": (mopd.Teacher, "update"),
-         "evaluation": (train, "evaluate"), "saving": (checkpoint, "save"), "state": (parallel, "write_state")}
+WHERE = {
+    "rollout": (train, "sample"),
+    "backward": (mopd, "backward"),
+    "update": (mopd.Teacher, "update"),
+    "evaluation": (train, "evaluate"),
+    "saving": (checkpoint, "save"),
+    "state": (parallel, "write_state"),
+}
 
 SERVER = """
 import json, os, resource, signal, sys, time, traceback
@@ -85,13 +90,24 @@ class Server:
     def __init__(self, folder):
         self.trace, self.log, self.ended = folder / "trace", folder / "log", True
         source = SERVER.format(root=str(ROOT), tests=str(ROOT / "tests"), trace=str(self.trace))
-        self.process = subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})   # CUDA and fork do not mix
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", source],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        )  # CUDA and fork do not mix
 
     def start(self, arguments=(), code="train.main()", limit=0, **slow):
-        if not self.ended:                                       # a test that failed left it
+        if not self.ended:  # a test that failed left it
             self.kill(), self.wait()
-        job = {"arguments": list(map(str, arguments)), "code": code, "limit": limit, "slow": slow, "log": str(self.log)}
+        job = {
+            "arguments": list(map(str, arguments)),
+            "code": code,
+            "limit": limit,
+            "slow": slow,
+            "log": str(self.log),
+        }
         print(json.dumps(job), file=self.process.stdin, flush=True)
         self.pid, self.ended = int(self.process.stdout.readline()), False
 
@@ -130,7 +146,9 @@ def server(tmp_path_factory):
 
 def every(folder, out, *more, steps=3):
     """Flags of a run that saves and evaluates after every step."""
-    return flags(folder, out, "--steps", str(steps), "--eval-every", "1", "--save-every", "1", *more)
+    return flags(
+        folder, out, "--steps", str(steps), "--eval-every", "1", "--save-every", "1", *more
+    )
 
 
 def same_weights(a, b):
@@ -145,7 +163,9 @@ def same_runs(a, b, steps):
     for name in ("samples.jsonl", "tokens.jsonl"):
         assert (a / name).read_bytes() == (b / name).read_bytes()
     a, b = (path / f"step-{steps:06d}" for path in (a, b))
-    assert (a / "model" / "model.safetensors").read_bytes() == (b / "model" / "model.safetensors").read_bytes()
+    assert (a / "model" / "model.safetensors").read_bytes() == (
+        b / "model" / "model.safetensors"
+    ).read_bytes()
     left, right = map(state_of, (a, b))
     assert left.keys() == right.keys() and any(name.startswith("optimizer.") for name in left)
     assert all(torch.equal(left[name], right[name]) for name in left)
@@ -161,9 +181,12 @@ def state_of(path):
 
 # --- killed, stopped and resumed ---
 
+
 @posix
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_run_killed_at_random_moments_and_resumed_is_the_run_that_was_never_killed(folder, tmp_path, server, kills):
+def test_a_run_killed_at_random_moments_and_resumed_is_the_run_that_was_never_killed(
+    folder, tmp_path, server, kills
+):
     steps, rng, landed = 2 * kills, random.Random(kills), []
     assert server.run(every(folder, tmp_path / "whole", steps=steps)) == 0
     phases = ["saving", "backward", "evaluation", "rollout", "state", None]
@@ -184,19 +207,29 @@ def test_a_run_killed_at_random_moments_and_resumed_is_the_run_that_was_never_ki
 
 @posix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("phase", ["start", "rollout", "backward", "update", "evaluation", "saving"])
-def test_a_signal_saves_says_how_to_resume_and_changes_nothing(folder, tmp_path, server, whole, number, phase):
+@pytest.mark.parametrize(
+    "phase", ["start", "rollout", "backward", "update", "evaluation", "saving"]
+)
+def test_a_signal_saves_says_how_to_resume_and_changes_nothing(
+    folder, tmp_path, server, whole, number, phase
+):
     """Also in the evaluation after a step that is then saved: the resumed run makes up for it."""
     arguments = replaced(flags(folder, tmp_path / "out", "--steps", "4"), "--eval-every", "2")
     server.start(arguments, rollout=0.05, backward=0.05, update=0.05, saving=0.05)
-    assert phase == "start" or server.reach("update") and server.reach("rollout")   # the second step: one is to be saved
+    assert (
+        phase == "start" or server.reach("update") and server.reach("rollout")
+    )  # the second step: one is to be saved
     assert server.reach("evaluation" if phase == "start" else phase)
     server.kill(number)
     assert server.wait() == 128 + number
     log = server.log.read_text()
-    assert "Traceback" not in log and f"to go on: the same command with --out {tmp_path / 'out'} --resume" in log.splitlines()[-1]
+    assert (
+        "Traceback" not in log
+        and f"to go on: the same command with --out {tmp_path / 'out'} --resume"
+        in log.splitlines()[-1]
+    )
     path = tmp_path / "out" / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""             # in the evaluation before the first step
+    text = path.read_text() if path.exists() else ""  # in the evaluation before the first step
     assert text.endswith("\n") or not text
     done = max((json.loads(line)["step"] for line in text.splitlines()), default=0)
     assert done == max(map(checkpoint.step_of, checkpoint.saved(tmp_path / "out")), default=0)
@@ -214,20 +247,34 @@ def whole(folder, tmp_path_factory):
 
 @posix
 def test_the_command_line_ends_by_a_signal_with_the_usual_status(folder, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *flags(folder, tmp_path / "out", "--steps", "1000", "--save-every", "900")]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *flags(folder, tmp_path / "out", "--steps", "1000", "--save-every", "900"),
+    ]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "out" / "metrics.jsonl").exists() or "loss" not in (tmp_path / "out" / "metrics.jsonl").read_text():
+    while (
+        not (tmp_path / "out" / "metrics.jsonl").exists()
+        or "loss" not in (tmp_path / "out" / "metrics.jsonl").read_text()
+    ):
         time.sleep(0.05)
     run.terminate()
     output, errors = run.communicate()
     assert run.returncode == 143 and "Traceback" not in errors
-    assert output.splitlines()[-1].endswith(f"to go on: the same command with --out {tmp_path / 'out'} --resume")
+    assert output.splitlines()[-1].endswith(
+        f"to go on: the same command with --out {tmp_path / 'out'} --resume"
+    )
     assert checkpoint.damage(checkpoint.saved(tmp_path / "out")[-1]) == ""
-    assert "so far: " in output.splitlines()[-2] and "<figure>" in (tmp_path / "out" / "report.html").read_text()
+    assert (
+        "so far: " in output.splitlines()[-2]
+        and "<figure>" in (tmp_path / "out" / "report.html").read_text()
+    )
 
 
 @posix
-def test_a_second_ctrl_c_stops_at_once_and_loses_nothing_already_saved(folder, tmp_path, server, whole):
+def test_a_second_ctrl_c_stops_at_once_and_loses_nothing_already_saved(
+    folder, tmp_path, server, whole
+):
     arguments = flags(folder, tmp_path / "out", "--steps", "4", "--save-every", "1")
     assert server.run([*arguments, "--steps", "2"]) == 0
     server.start([*arguments, "--resume"], state=60)
@@ -244,6 +291,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_nothing_already_saved(folder, t
 
 
 # --- damaged checkpoints ---
+
 
 @pytest.fixture(scope="module")
 def trained(folder, tmp_path_factory):
@@ -268,28 +316,42 @@ def flip(path):
 
 
 @pytest.mark.parametrize("harm", [cut, zero, flip, Path.unlink])
-@pytest.mark.parametrize("file", ["model/model.safetensors", "model/config.json", "state/__0_0.distcp", "manifest.json"])
-def test_a_damaged_checkpoint_is_named_passed_over_and_written_anew(folder, tmp_path, capsys, trained, harm, file):
+@pytest.mark.parametrize(
+    "file", ["model/model.safetensors", "model/config.json", "state/__0_0.distcp", "manifest.json"]
+)
+def test_a_damaged_checkpoint_is_named_passed_over_and_written_anew(
+    folder, tmp_path, capsys, trained, harm, file
+):
     out = shutil.copytree(trained, tmp_path / "out")
     if (harm, file) == (cut, "manifest.json"):
-        cut(out / "step-000004" / file)                          # the newline alone is no loss
+        cut(out / "step-000004" / file)  # the newline alone is no loss
     harm(out / "step-000004" / file)
     assert checkpoint.damage(out / "step-000004")
     train.main(flags(folder, out, "--steps", "4", "--save-every", "1", "--resume"))
     said = capsys.readouterr().out
-    assert f"{out / 'step-000004'} is damaged and passed over ({file if file != 'manifest.json' else ''}" in said
-    assert f"resuming from {out / 'step-000003'}" in said and f"{out / 'step-000004'} was damaged and is written anew" in said
+    assert (
+        f"{out / 'step-000004'} is damaged and passed over ({file if file != 'manifest.json' else ''}"
+        in said
+    )
+    assert (
+        f"resuming from {out / 'step-000003'}" in said
+        and f"{out / 'step-000004'} was damaged and is written anew" in said
+    )
     assert same_runs(trained, out, 4)
     assert [checkpoint.damage(path) for path in checkpoint.saved(out)] == ["", ""]
 
 
-def test_a_run_without_a_whole_checkpoint_is_refused_not_started_afresh(folder, tmp_path, capsys, trained):
+def test_a_run_without_a_whole_checkpoint_is_refused_not_started_afresh(
+    folder, tmp_path, capsys, trained
+):
     out = shutil.copytree(trained, tmp_path / "out")
     for path in checkpoint.saved(out):
         cut(path / "state" / "__0_0.distcp")
     before = sorted((path, path.stat().st_size) for path in out.rglob("*") if path.name != "lock")
     assert "no checkpoint in" in refused(capsys, flags(folder, out, "--steps", "5", "--resume"))
-    assert before == sorted((path, path.stat().st_size) for path in out.rglob("*") if path.name != "lock")
+    assert before == sorted(
+        (path, path.stat().st_size) for path in out.rglob("*") if path.name != "lock"
+    )
 
 
 def test_whole_checkpoints_are_not_thrown_out_for_a_damaged_newer_one(folder, tmp_path, trained):
@@ -299,7 +361,11 @@ def test_whole_checkpoints_are_not_thrown_out_for_a_damaged_newer_one(folder, tm
     shutil.copytree(out / "step-000003", out / "step-000009")
     zero(out / "step-000009" / "manifest.json")
     train.main(flags(folder, out, "--steps", "4", "--save-every", "1", "--resume"))
-    assert [path.name for path in checkpoint.saved(out)] == ["step-000003", "step-000004", "step-000009"]
+    assert [path.name for path in checkpoint.saved(out)] == [
+        "step-000003",
+        "step-000004",
+        "step-000009",
+    ]
 
 
 def test_what_a_dead_run_left_half_saved_goes_at_the_next_save(folder, tmp_path, trained):
@@ -311,7 +377,9 @@ def test_what_a_dead_run_left_half_saved_goes_at_the_next_save(folder, tmp_path,
 
 def test_lines_after_the_checkpoint_and_torn_lines_are_taken_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n{"step": 2, "text": "a\xe2\x80\xa8b"}\n{"step": 3}\n\0\0\0\n{"step": 2')
+    path.write_bytes(
+        b'{"step": 1}\n{"step": 2, "text": "a\xe2\x80\xa8b"}\n{"step": 3}\n\0\0\0\n{"step": 2'
+    )
     checkpoint.rewind(path, 2)
     assert path.read_bytes() == b'{"step": 1}\n{"step": 2, "text": "a\xe2\x80\xa8b"}\n'
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
@@ -319,7 +387,10 @@ def test_lines_after_the_checkpoint_and_torn_lines_are_taken_out(tmp_path):
 
 # --- refused at resume ---
 
-@pytest.mark.parametrize("name, changed", [("train.jsonl", "--data"), ("eval.jsonl", "--eval-data")])
+
+@pytest.mark.parametrize(
+    "name, changed", [("train.jsonl", "--data"), ("eval.jsonl", "--eval-data")]
+)
 def test_data_that_changed_since_the_checkpoint_is_refused(folder, tmp_path, capsys, name, changed):
     data = shutil.copytree(folder, tmp_path / "data")
     train.main(flags(data, tmp_path / "out", "--steps", "1"))
@@ -327,18 +398,41 @@ def test_data_that_changed_since_the_checkpoint_is_refused(folder, tmp_path, cap
     rows[5]["answer"] = "77"
     (data / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     line = refused(capsys, flags(data, tmp_path / "out", "--resume"))
-    assert changed in line and "its content is not what" in line and len(steps_of(tmp_path / "out")) == 3
+    assert (
+        changed in line
+        and "its content is not what" in line
+        and len(steps_of(tmp_path / "out")) == 3
+    )
 
 
-@pytest.mark.parametrize("file, old, new", [("chat_template.jinja", "m['content']", "m['content'].upper()"),
-                                            ("tokenizer.json", '"normalizer": null', '"normalizer": {"type": "Lowercase"}'),
-                                            ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-02'),
-                                            ("model.safetensors", None, None)])
+@pytest.mark.parametrize(
+    "file, old, new",
+    [
+        ("chat_template.jinja", "m['content']", "m['content'].upper()"),
+        ("tokenizer.json", '"normalizer": null', '"normalizer": {"type": "Lowercase"}'),
+        ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-02'),
+        ("model.safetensors", None, None),
+    ],
+)
 @pytest.mark.parametrize("whose", ["--model", "--teacher"])
-def test_another_model_in_the_same_folder_is_refused(folder, tmp_path, capsys, whose, file, old, new):
+def test_another_model_in_the_same_folder_is_refused(
+    folder, tmp_path, capsys, whose, file, old, new
+):
     """A Hub model whose main branch moved on. The student's own weights are the checkpoint's, whatever --model holds now."""
     other = shutil.copytree(folder / "model", tmp_path / "other")
-    arguments = [*flags(folder, tmp_path / "out", "--method", "opd", "--teacher", str(folder / "model"), "--resume"), whose, str(other)]
+    arguments = [
+        *flags(
+            folder,
+            tmp_path / "out",
+            "--method",
+            "opd",
+            "--teacher",
+            str(folder / "model"),
+            "--resume",
+        ),
+        whose,
+        str(other),
+    ]
     train.main([*arguments, "--steps", "1"])
     train.main([*arguments, "--steps", "2"])
     if old:
@@ -352,13 +446,18 @@ def test_another_model_in_the_same_folder_is_refused(folder, tmp_path, capsys, w
     if (whose, file) == ("--model", "model.safetensors"):
         return train.main([*arguments, "--steps", "3"])
     line = refused(capsys, [*arguments, "--steps", "3"])
-    assert f"{whose} {other}: its content is not what" in line and len(steps_of(tmp_path / "out")) == 5
+    assert (
+        f"{whose} {other}: its content is not what" in line and len(steps_of(tmp_path / "out")) == 5
+    )
 
 
 def test_another_evaluation_file_and_other_sizes_are_no_other_mathematics(folder, tmp_path, capsys):
     train.main(flags(folder, tmp_path / "out", "--steps", "1"))
-    arguments = replaced(flags(folder, tmp_path / "out", "--steps", "2", "--micro-tokens", "64", "--resume"),
-                         "--eval-data", folder / "train.jsonl")
+    arguments = replaced(
+        flags(folder, tmp_path / "out", "--steps", "2", "--micro-tokens", "64", "--resume"),
+        "--eval-data",
+        folder / "train.jsonl",
+    )
     train.main(arguments)
     assert [line["step"] for line in steps_of(tmp_path / "out") if "loss" in line] == [1, 2]
 
@@ -366,9 +465,11 @@ def test_another_evaluation_file_and_other_sizes_are_no_other_mathematics(folder
 def test_a_second_run_in_the_same_folder_is_refused(folder, tmp_path, capsys, trained):
     out = shutil.copytree(trained, tmp_path / "out")
     with checkpoint.claim(out, resume=True):
-        assert f"in use by another run (process {os.getpid()})" in refused(capsys, flags(folder, out, "--resume"))
+        assert f"in use by another run (process {os.getpid()})" in refused(
+            capsys, flags(folder, out, "--resume")
+        )
         assert "is not empty" in refused(capsys, flags(folder, out))
-    with checkpoint.claim(tmp_path / "new", resume=False):       # a run that is still loading its model
+    with checkpoint.claim(tmp_path / "new", resume=False):  # a run that is still loading its model
         assert "in use by another run" in refused(capsys, flags(folder, tmp_path / "new"))
     train.main(flags(folder, out, "--steps", "5", "--resume"))
 
@@ -401,23 +502,34 @@ def test_a_system_without_file_locks_says_so(tmp_path, monkeypatch, capsys):
 
 # --- disks ---
 
+
 @posix
-@pytest.mark.parametrize("limit, says", [(100_000, "cannot save"), (250_000, "cannot save"), (2_000, "cannot write")])
-def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stays(folder, tmp_path, server, limit, says):
+@pytest.mark.parametrize(
+    "limit, says", [(100_000, "cannot save"), (250_000, "cannot save"), (2_000, "cannot write")]
+)
+def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stays(
+    folder, tmp_path, server, limit, says
+):
     """A limit on the size of files fails as a full disk does: in the weights, in the state, in the log."""
     assert server.run(flags(folder, tmp_path / "out", "--steps", "1")) == 0
     arguments = every(folder, tmp_path / "out", "--resume", steps=8)
     if says == "cannot write":
-        for name in ("samples", "tokens"):                       # too long already: refused before any work
+        for name in ("samples", "tokens"):  # too long already: refused before any work
             (tmp_path / "out" / f"{name}.jsonl").unlink()
     assert server.run(arguments, limit=limit) == 1
     last = server.log.read_text().splitlines()[-1]
-    assert "Traceback" not in server.log.read_text() and last.startswith("train.py: error:") and says in last
-    assert "File too large" in last                              # as the system words it, whoever wrote
+    assert (
+        "Traceback" not in server.log.read_text()
+        and last.startswith("train.py: error:")
+        and says in last
+    )
+    assert "File too large" in last  # as the system words it, whoever wrote
     assert [checkpoint.damage(path) for path in checkpoint.saved(tmp_path / "out")] == [""]
     assert not list((tmp_path / "out").glob("*.tmp"))
     assert server.run(arguments) == 0
-    assert [line["step"] for line in steps_of(tmp_path / "out") if "loss" in line] == list(range(1, 9))
+    assert [line["step"] for line in steps_of(tmp_path / "out") if "loss" in line] == list(
+        range(1, 9)
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -425,7 +537,11 @@ def test_a_device_without_space_ends_the_run_in_one_line(folder, tmp_path, capsy
     out = shutil.copytree(trained, tmp_path / "out")
     (out / "metrics.jsonl").unlink()
     (out / "metrics.jsonl").symlink_to("/dev/full")
-    assert_fault(capsys, flags(folder, out, "--steps", "5", "--resume"), "metrics.jsonl: No space left on device")
+    assert_fault(
+        capsys,
+        flags(folder, out, "--steps", "5", "--resume"),
+        "metrics.jsonl: No space left on device",
+    )
 
 
 def assert_fault(capsys, arguments, says):
@@ -437,8 +553,13 @@ def assert_fault(capsys, arguments, says):
     return error
 
 
-@pytest.mark.parametrize("at, says", [("train_step", "cannot write"), ("evaluate", "cannot write"), ("save", "cannot save")])
-def test_a_run_folder_that_is_gone_ends_the_run_in_one_line(folder, tmp_path, capsys, monkeypatch, at, says):
+@pytest.mark.parametrize(
+    "at, says",
+    [("train_step", "cannot write"), ("evaluate", "cannot write"), ("save", "cannot save")],
+)
+def test_a_run_folder_that_is_gone_ends_the_run_in_one_line(
+    folder, tmp_path, capsys, monkeypatch, at, says
+):
     owner = checkpoint if at == "save" else train
     original = getattr(owner, at)
 
@@ -461,18 +582,28 @@ ctypes.CDLL(None).capset(head, sets)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="root writes everywhere, but for Linux's capabilities")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="root writes everywhere, but for Linux's capabilities"
+)
 @pytest.mark.parametrize("at", ["start", "saving"])
 def test_a_read_only_run_folder_ends_the_run_in_one_line(folder, tmp_path, trained, server, at):
     out = shutil.copytree(trained, tmp_path / "out")
     turn = f"os.chmod({str(out)!r}, 0o555)"
-    late = f"save = checkpoint.save\ndef late(run):\n    {turn}\n    save(run)\ncheckpoint.save = late"
+    late = (
+        f"save = checkpoint.save\ndef late(run):\n    {turn}\n    save(run)\ncheckpoint.save = late"
+    )
     code = OBEDIENT + (turn if at == "start" else late) + "\ntrain.main()"
     status = server.run(flags(folder, out, "--steps", "5", "--resume"), code=code)
     out.chmod(0o755)
     last = server.log.read_text().splitlines()[-1]
-    assert "Traceback" not in server.log.read_text() and "Permission denied" in last and str(out) in last
-    assert status == (2 if at == "start" else 1) and [checkpoint.damage(path) for path in checkpoint.saved(out)] == ["", ""]
+    assert (
+        "Traceback" not in server.log.read_text()
+        and "Permission denied" in last
+        and str(out) in last
+    )
+    assert status == (2 if at == "start" else 1) and [
+        checkpoint.damage(path) for path in checkpoint.saved(out)
+    ] == ["", ""]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -482,7 +613,9 @@ def test_a_full_disk_leaves_no_half_written_file_and_names_the_one_it_was_for(tm
     (tmp_path / "metrics.jsonl.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match="cannot write .*metrics.jsonl: No space left on device"):
         checkpoint.rewind(path, 1)
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"] and path.read_text() == '{"step": 1}\n'
+    assert [file.name for file in tmp_path.iterdir()] == [
+        "metrics.jsonl"
+    ] and path.read_text() == '{"step": 1}\n'
 
 
 def test_an_out_that_cannot_be_a_folder_is_refused_in_one_line(folder, tmp_path, capsys):
@@ -494,8 +627,11 @@ def test_an_out_that_cannot_be_a_folder_is_refused_in_one_line(folder, tmp_path,
 
 # --- numbers and memory ---
 
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_loss_or_gradient_that_is_not_finite_is_never_trained_on(folder, tmp_path, capsys, monkeypatch, what):
+def test_a_loss_or_gradient_that_is_not_finite_is_never_trained_on(
+    folder, tmp_path, capsys, monkeypatch, what
+):
     backward, runs = mopd.backward, []
 
     def poisoned(student, *args, **kwargs):
@@ -507,12 +643,23 @@ def test_a_loss_or_gradient_that_is_not_finite_is_never_trained_on(folder, tmp_p
         return metrics
 
     monkeypatch.setattr(mopd, "backward", poisoned)
-    error = assert_fault(capsys, flags(folder, tmp_path / "out", "--save-every", "1"), "no update was made")
-    assert "failed-step-2.jsonl" in error and "to go on" not in error and "a resume would come here again" in error
-    dumped = [json.loads(line) for line in (tmp_path / "out" / "failed-step-2.jsonl").read_text().splitlines()]
+    error = assert_fault(
+        capsys, flags(folder, tmp_path / "out", "--save-every", "1"), "no update was made"
+    )
+    assert (
+        "failed-step-2.jsonl" in error
+        and "to go on" not in error
+        and "a resume would come here again" in error
+    )
+    dumped = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "failed-step-2.jsonl").read_text().splitlines()
+    ]
     assert len(dumped) == 3 and all(len(line["attempts"]) == 4 for line in dumped)
     assert [path.name for path in checkpoint.saved(tmp_path / "out")] == ["step-000001"]
-    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "step-000001" / "model").state_dict()
+    saved = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out" / "step-000001" / "model"
+    ).state_dict()
     assert all(torch.equal(saved[name], value) for name, value in runs[-1].state_dict().items())
     assert [line["step"] for line in steps_of(tmp_path / "out") if "loss" in line] == [1]
 
@@ -530,30 +677,43 @@ def test_weights_that_are_not_finite_end_the_run_in_one_line(folder, tmp_path, c
 
 
 def exhausted():
-    torch.empty(1 << 50)                                         # the allocator's own error, not an imitation
+    torch.empty(1 << 50)  # the allocator's own error, not an imitation
 
 
 @pytest.fixture
 def gradients(monkeypatch):
     """The gradients of every step, as they reach the clipping."""
     found, clip = [], torch.nn.utils.clip_grad_norm_
+
     def keep(parameters, *args, **kwargs):
         parameters = list(parameters)
         found.append([p.grad.clone() for p in parameters])
         return clip(parameters, *args, **kwargs)
+
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", keep)
     return found
 
 
-@pytest.mark.parametrize("fails", ["above 300 tokens", "in the middle of the step", "in generating"])
-def test_out_of_memory_halves_the_work_and_gives_the_same_gradient(folder, tmp_path, monkeypatch, gradients, fails):
-    arguments = flags(folder, tmp_path / "out", "--steps", "1", "--micro-tokens", "600", "--method", "sdpo")
+@pytest.mark.parametrize(
+    "fails", ["above 300 tokens", "in the middle of the step", "in generating"]
+)
+def test_out_of_memory_halves_the_work_and_gives_the_same_gradient(
+    folder, tmp_path, monkeypatch, gradients, fails
+):
+    arguments = flags(
+        folder, tmp_path / "out", "--steps", "1", "--micro-tokens", "600", "--method", "sdpo"
+    )
     train.main(arguments)
     hidden_states, run, calls = mopd.hidden_states, fast_rollout.Sampler.run, []
 
     def hungry(model, prompts, completions):
         calls.append(len(prompts) * max(len(p) + len(c) for p, c in zip(prompts, completions)))
-        if calls[-1] > 300 and fails.startswith("above") or len(calls) == 3 and fails.startswith("in the middle"):
+        if (
+            calls[-1] > 300
+            and fails.startswith("above")
+            or len(calls) == 3
+            and fails.startswith("in the middle")
+        ):
             exhausted()
         return hidden_states(model, prompts, completions)
 
@@ -565,31 +725,63 @@ def test_out_of_memory_halves_the_work_and_gives_the_same_gradient(folder, tmp_p
     monkeypatch.setattr(mopd, "hidden_states", hungry)
     monkeypatch.setattr(fast_rollout.Sampler, "run", hungry_run)
     train.main(replaced(arguments, "--out", tmp_path / "hungry"))
-    plain, retried = ([line for line in steps_of(tmp_path / name) if "loss" in line][0] for name in ("out", "hungry"))
-    counts = [sum(line["oom_retries"] for line in steps_of(tmp_path / name)) for name in ("out", "hungry")]
-    assert counts[0] == 0 < counts[1]                                       # in generating: in the evaluation before the step
-    assert retried["loss"] == pytest.approx(plain["loss"], rel=1e-5) and retried["success"] == plain["success"]
+    plain, retried = (
+        [line for line in steps_of(tmp_path / name) if "loss" in line][0]
+        for name in ("out", "hungry")
+    )
+    counts = [
+        sum(line["oom_retries"] for line in steps_of(tmp_path / name)) for name in ("out", "hungry")
+    ]
+    assert counts[0] == 0 < counts[1]  # in generating: in the evaluation before the step
+    assert (
+        retried["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+        and retried["success"] == plain["success"]
+    )
     for a, b in zip(*gradients):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_out_of_memory_in_the_token_view_of_a_step_without_weights_halves_the_work(folder, tmp_path, monkeypatch):
+def test_out_of_memory_in_the_token_view_of_a_step_without_weights_halves_the_work(
+    folder, tmp_path, monkeypatch
+):
     """Nothing is to be scored there, so the view alone says whether one rollout at a time is read already."""
     hidden_states = mopd.hidden_states
-    monkeypatch.setattr(mopd, "hidden_states", lambda model, prompts, completions: exhausted() if len(prompts) > 1
-                        else hidden_states(model, prompts, completions))
-    train.main(flags(folder, tmp_path / "out", "--steps", "1", "--method", "grpo", "--max-new-tokens", "1"))
+    monkeypatch.setattr(
+        mopd,
+        "hidden_states",
+        lambda model, prompts, completions: (
+            exhausted() if len(prompts) > 1 else hidden_states(model, prompts, completions)
+        ),
+    )
+    train.main(
+        flags(folder, tmp_path / "out", "--steps", "1", "--method", "grpo", "--max-new-tokens", "1")
+    )
     (step,) = [line for line in steps_of(tmp_path / "out") if "loss" in line]
-    assert step["oom_retries"] > 0 and step["unweighted"] == 12 and (tmp_path / "out" / "tokens.jsonl").read_text()
+    assert (
+        step["oom_retries"] > 0
+        and step["unweighted"] == 12
+        and (tmp_path / "out" / "tokens.jsonl").read_text()
+    )
 
 
-@pytest.mark.parametrize("owner, name, says", [(mopd, "hidden_states", "scoring"), (fast_rollout.Sampler, "run", "generating")])
-def test_out_of_memory_with_one_rollout_alone_ends_the_run_in_one_line(folder, tmp_path, capsys, monkeypatch, owner, name, says):
+@pytest.mark.parametrize(
+    "owner, name, says",
+    [(mopd, "hidden_states", "scoring"), (fast_rollout.Sampler, "run", "generating")],
+)
+def test_out_of_memory_with_one_rollout_alone_ends_the_run_in_one_line(
+    folder, tmp_path, capsys, monkeypatch, owner, name, says
+):
     monkeypatch.setattr(owner, name, lambda *args: exhausted())
-    arguments = flags(folder, tmp_path / "out", "--layout", "turn")                 # else step 1 is sampled to measure
+    arguments = flags(
+        folder, tmp_path / "out", "--layout", "turn"
+    )  # else step 1 is sampled to measure
     arguments = [a for a in arguments if a != "--eval-data" and not a.endswith("eval.jsonl")]
-    generate = train.generate                                                       # not for the trial at the start
-    monkeypatch.setattr(train, "generate", lambda *args, **options: options["stop_ids"] and generate(*args, **options))
+    generate = train.generate  # not for the trial at the start
+    monkeypatch.setattr(
+        train,
+        "generate",
+        lambda *args, **options: options["stop_ids"] and generate(*args, **options),
+    )
     error = assert_fault(capsys, arguments, f"out of memory in {says}")
     assert "one rollout at a time" in error
 
@@ -597,13 +789,21 @@ def test_out_of_memory_with_one_rollout_alone_ends_the_run_in_one_line(folder, t
 def test_other_errors_are_not_taken_for_want_of_memory():
     def fails(size):
         raise RuntimeError("shapes differ")
+
     with pytest.raises(RuntimeError, match="shapes differ"):
         checkpoint.within_memory(fails, 8, fits={}, alone=lambda size: False, name="scoring tokens")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("could not create a primitive"),
-                                   MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."),
-                                   RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("could not create a primitive"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
 def test_a_size_for_which_memory_did_not_suffice_is_not_tried_again(error):
     tried, fits = [], {}
 
@@ -613,20 +813,33 @@ def test_a_size_for_which_memory_did_not_suffice_is_not_tried_again(error):
             raise error
         return size
 
-    run = lambda: checkpoint.within_memory(work, 100, fits=fits, alone=lambda size: size == 1, name="scoring tokens")
+    run = lambda: checkpoint.within_memory(
+        work, 100, fits=fits, alone=lambda size: size == 1, name="scoring tokens"
+    )
     assert run() == (12, 3) and run() == (12, 0) and tried == [100, 50, 25, 12, 12]
-    with pytest.raises(MemoryError, match="out of memory in scoring tokens with one rollout at a time: ."):
-        checkpoint.within_memory(lambda size: work(99), 1, fits={}, alone=lambda size: size == 1, name="scoring tokens")
+    with pytest.raises(
+        MemoryError, match="out of memory in scoring tokens with one rollout at a time: ."
+    ):
+        checkpoint.within_memory(
+            lambda size: work(99), 1, fits={}, alone=lambda size: size == 1, name="scoring tokens"
+        )
 
 
 # --- the verifier ---
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize("victim", ["guard", "fork server"])
 def test_a_killed_sandbox_server_costs_no_verdict(victim):
     """The guard that the trainer started, and its child that forks: that one's death was noticed too late."""
-    program = "```python\ndef f(x):\n    for i in range(1_500_000): pass\n    return 2 * x + {} * 0\n```"
-    answer = {"type": "functional", "entry_point": "f", "tests": [{"input": "2", "output": "4"}] * 2}
+    program = (
+        "```python\ndef f(x):\n    for i in range(1_500_000): pass\n    return 2 * x + {} * 0\n```"
+    )
+    answer = {
+        "type": "functional",
+        "entry_point": "f",
+        "tests": [{"input": "2", "output": "4"}] * 2,
+    }
     for delay in (0.05, 0.15, 0.25):
         verifiers.describe_isolation()
         guard = sandbox._server.process.pid
@@ -636,13 +849,15 @@ def test_a_killed_sandbox_server_costs_no_verdict(victim):
         timer.start()
         programs = [program.format(n) for n in range(8 * os.cpu_count())]
         verdicts = verifiers.verify_batch("code", programs, [answer] * len(programs))
-        assert not timer.is_alive()                              # it was killed at work
+        assert not timer.is_alive()  # it was killed at work
         assert all(verdict.correct for verdict in verdicts)
 
 
 def children(pid):
     stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
-    return [int(stat.split()[0]) for stat in stats if int(stat.rpartition(")")[2].split()[1]) == pid]
+    return [
+        int(stat.split()[0]) for stat in stats if int(stat.rpartition(")")[2].split()[1]) == pid
+    ]
 
 
 # --- odd steps ---
@@ -650,18 +865,29 @@ def children(pid):
 ODD = ("wrong", "right", "truncated", "empty", "identical")
 
 
-@pytest.mark.parametrize("method", [["--method", "mopd"], ["--peers", "positive"], ["--method", "sdpo"],
-                                    ["--method", "grpo"], ["--method", "rft"]], ids=lambda flags: flags[1])
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["--method", "mopd"],
+        ["--peers", "positive"],
+        ["--method", "sdpo"],
+        ["--method", "grpo"],
+        ["--method", "rft"],
+    ],
+    ids=lambda flags: flags[1],
+)
 @pytest.mark.parametrize("odd", ODD)
-def test_a_step_of_one_kind_of_rollout_trains_on_what_there_is(folder, tmp_path, monkeypatch, odd, method):
+def test_a_step_of_one_kind_of_rollout_trains_on_what_there_is(
+    folder, tmp_path, monkeypatch, odd, method
+):
     generate = train.generate
 
     def odd_rollouts(model, prompts, k, *, stop_ids, **options):
         groups = generate(model, prompts, k, stop_ids=stop_ids, **options)
-        for group in groups if stop_ids else []:                # not the trial at the start
+        for group in groups if stop_ids else []:  # not the trial at the start
             for r in group:
                 written = {"empty": [], "identical": group[0].ids[:5]}.get(odd, r.ids[:5])
-                r.ids, r.stopped = written + stop_ids[:odd != "truncated"], odd != "truncated"
+                r.ids, r.stopped = written + stop_ids[: odd != "truncated"], odd != "truncated"
                 r.logprobs = [-1.0] * len(r.ids)
         return groups
 
@@ -677,7 +903,11 @@ def test_a_step_of_one_kind_of_rollout_trains_on_what_there_is(folder, tmp_path,
         right = odd in ("right", "identical")
         assert line["groups_all_right"] == 3 * right and line["groups_all_wrong"] == 3 * (not right)
         assert line["truncated"] == 12 * (odd == "truncated")
-        learns = {"grpo": False, "rft": right}.get(method[1], odd != "truncated")        # by peers or by feedback
-        assert line["unweighted"] == 12 * (not learns) and (line["grad_norm"] is None) == (not learns)
+        learns = {"grpo": False, "rft": right}.get(
+            method[1], odd != "truncated"
+        )  # by peers or by feedback
+        assert line["unweighted"] == 12 * (not learns) and (line["grad_norm"] is None) == (
+            not learns
+        )
     unmoved = same_weights(folder, tmp_path / "out" / "step-000002")
     assert unmoved == (not learns)

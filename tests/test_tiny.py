@@ -25,7 +25,10 @@ def test_the_real_verifier_agrees_with_the_world_on_every_rule(task):
             gold = tiny.answer(task, truth, values)
             for rule in tiny.RULES[task]:
                 same = tiny.outcome(task, rule, values) == tiny.outcome(task, truth, values)
-                assert verifiers.verify(task, tiny.completion(task, "zib", rule, values), gold).correct is same
+                assert (
+                    verifiers.verify(task, tiny.completion(task, "zib", rule, values), gold).correct
+                    is same
+                )
 
 
 @pytest.mark.parametrize("task", ["code", "science", "tool"])
@@ -36,19 +39,44 @@ def test_two_rules_never_look_alike_outside_math(task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_guessing_succeeds_about_one_time_in_ten(task):
-    share = [sum(tiny.outcome(task, a, v) == tiny.outcome(task, b, v) for a in tiny.RULES[task] for b in tiny.RULES[task]) / 100
-             for v in sum(tiny.operands(task), [])[:50]]
+    share = [
+        sum(
+            tiny.outcome(task, a, v) == tiny.outcome(task, b, v)
+            for a in tiny.RULES[task]
+            for b in tiny.RULES[task]
+        )
+        / 100
+        for v in sum(tiny.operands(task), [])[:50]
+    ]
     assert 0.099 < sum(share) / len(share) < 0.11
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_any_text_survives_the_tokenizer_and_fixed_sentences_are_one_token(task):
     tokenizer = tiny.build_tokenizer(task, verifiers.INSTRUCTIONS[task], verifiers.verify)
-    for text in [*map(verifiers.INSTRUCTIONS.get, TASKS), "3 \\frac{1}{2} ~ é 漢字 \U0001F600\n\n x  y", peer_context.SUCCESS * 2]:
+    for text in [
+        *map(verifiers.INSTRUCTIONS.get, TASKS),
+        "3 \\frac{1}{2} ~ é 漢字 \U0001f600\n\n x  y",
+        peer_context.SUCCESS * 2,
+    ]:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    for text in (peer_context.SUCCESS, peer_context.FAILURE, peer_context.INSTRUCTION, verifiers.INSTRUCTIONS[task], "zib", "137"):
+    for text in (
+        peer_context.SUCCESS,
+        peer_context.FAILURE,
+        peer_context.INSTRUCTION,
+        verifiers.INSTRUCTIONS[task],
+        "zib",
+        "137",
+    ):
         assert len(tokenizer(text)["input_ids"]) == 1
-    assert len(tokenizer(tiny.completion(task, "zib", list(tiny.RULES[task])[0], tiny.operands(task)[0][0]))["input_ids"]) < 15
+    assert (
+        len(
+            tokenizer(
+                tiny.completion(task, "zib", list(tiny.RULES[task])[0], tiny.operands(task)[0][0])
+            )["input_ids"]
+        )
+        < 15
+    )
 
 
 def test_warm_up_posterior_is_exact():
@@ -58,19 +86,37 @@ def test_warm_up_posterior_is_exact():
         _, (message,), completions, possible = tiny.warm_up_example("math", verifiers.verify, rng)
         user = message["content"]
         a, word, b = re.match(r"Compute (\d+) (\w+) (\d+)\.", user).groups()
-        right = {m for m in re.findall(r"solution to this problem:\n\n(\w+) means (.*?)\. The", user)}
+        right = {
+            m for m in re.findall(r"solution to this problem:\n\n(\w+) means (.*?)\. The", user)
+        }
         wrong = {m for m in re.findall(r"repeated:\n\n(\w+) means (.*?)\. The", user)}
         told = [who for who, _ in right | wrong]
         mine = re.search(r"earlier attempt:\n\nThe final answer is wrong: (.*?)\n", user)
         for rule, ok in zip(tiny.RULES["math"], possible):
-            value = {name: tiny.RULES["math"][name][1](int(a), int(b)) for name in tiny.RULES["math"]}
-            expected = all(value[r] == value[rule] for _, r in right) and all(value[r] != value[rule] for _, r in wrong)
-            own = mine is None or not any(value[r] == value[rule] for r, (template, _) in tiny.RULES["math"].items()
-                                          if template.format(a=a, b=b) == mine[1])
+            value = {
+                name: tiny.RULES["math"][name][1](int(a), int(b)) for name in tiny.RULES["math"]
+            }
+            expected = all(value[r] == value[rule] for _, r in right) and all(
+                value[r] != value[rule] for _, r in wrong
+            )
+            own = mine is None or not any(
+                value[r] == value[rule]
+                for r, (template, _) in tiny.RULES["math"].items()
+                if template.format(a=a, b=b) == mine[1]
+            )
             assert ok is ((expected or any(who != word for who in told)) and own)
         assert completions[0] == tiny.completion("math", word, "the sum", (int(a), int(b)))
-        seen.add(("other" if any(who != word for who in told) else "own", bool(right), bool(wrong), bool(mine)))
-    assert len(seen) == 10                     # with and without each, about this word and about another, with feedback
+        seen.add(
+            (
+                "other" if any(who != word for who in told) else "own",
+                bool(right),
+                bool(wrong),
+                bool(mine),
+            )
+        )
+    assert (
+        len(seen) == 10
+    )  # with and without each, about this word and about another, with feedback
 
 
 def test_warm_up_trains_every_completion_token_but_the_rule_and_the_stop_token_too():
@@ -80,14 +126,14 @@ def test_warm_up_trains_every_completion_token_but_the_rule_and_the_stop_token_t
     assert [len(ids) for ids, *_ in parts] == [8, 9]
     for ids, weights, where, tokens, posterior in parts:
         for row in range(len(ids)):
-            predicted = ids[row, 1:][weights[row] == 1]   # targets of full weight
+            predicted = ids[row, 1:][weights[row] == 1]  # targets of full weight
             text = tokenizer.decode(predicted)
             assert re.fullmatch(r"\w+ means \. The answer is \\boxed\{.+\}\.<\|end\|>", text)
             assert tokenizer.decode(ids[row, where[row] + 1]) in tiny.RULES[task]
             assert [tokenizer.decode(t) for t in tokens[row]] == list(tiny.RULES[task])
             assert weights[row, where[row]] == 0
         assert torch.allclose(posterior.sum(1), torch.ones(len(ids)))
-    assert ((weights > 0) & (weights < 1)).any()          # the longer half holds the peers
+    assert ((weights > 0) & (weights < 1)).any()  # the longer half holds the peers
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -103,15 +149,27 @@ def test_evaluation_operands_are_never_trained_on_and_the_table_is_secret_but_fi
 
 def test_the_warmed_up_student_is_cached_by_what_determines_it(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny, "WARM_UP", dict(tiny.WARM_UP, steps=2, batch=4))
-    made, tokenizer = tiny.build("tool", seed=0, instruction="Act.", verify=verifiers.verify, folder=tmp_path, progress=False)
+    made, tokenizer = tiny.build(
+        "tool", seed=0, instruction="Act.", verify=verifiers.verify, folder=tmp_path, progress=False
+    )
     folders = list(tmp_path.iterdir())
     monkeypatch.setattr(tiny, "warm_up", lambda *args, **kwargs: pytest.fail("warmed up again"))
-    read, again = tiny.build("tool", seed=0, instruction="Act.", verify=verifiers.verify, folder=tmp_path, progress=False)
-    assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), read.state_dict().values()))
+    read, again = tiny.build(
+        "tool", seed=0, instruction="Act.", verify=verifiers.verify, folder=tmp_path, progress=False
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(made.state_dict().values(), read.state_dict().values())
+    )
     assert tokenizer.get_vocab() == again.get_vocab() and len(folders) == 1
     for change in (dict(seed=1), dict(instruction="Act now.")):
         with pytest.raises(pytest.fail.Exception, match="warmed up again"):
-            tiny.build("tool", **{"seed": 0, "instruction": "Act.", **change}, verify=verifiers.verify, folder=tmp_path, progress=False)
+            tiny.build(
+                "tool",
+                **{"seed": 0, "instruction": "Act.", **change},
+                verify=verifiers.verify,
+                folder=tmp_path,
+                progress=False,
+            )
 
 
 def test_warming_up_leaves_the_global_random_state_alone(tmp_path, monkeypatch):
@@ -119,16 +177,25 @@ def test_warming_up_leaves_the_global_random_state_alone(tmp_path, monkeypatch):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    tiny.build("math", seed=0, instruction="Box it.", verify=verifiers.verify, folder=tmp_path, progress=False)
+    tiny.build(
+        "math",
+        seed=0,
+        instruction="Box it.",
+        verify=verifiers.verify,
+        folder=tmp_path,
+        progress=False,
+    )
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_a_cache_that_cannot_be_written_is_one_line_before_the_warm_up_or_after_it(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_one_line_before_the_warm_up_or_after_it(
+    tmp_path, monkeypatch
+):
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(tiny, "WARM_UP", dict(tiny.WARM_UP, steps=1, batch=2))
     arguments = dict(seed=0, instruction="Box it.", verify=verifiers.verify, progress=False)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))               # as on a disk that fills up
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # as on a disk that fills up
     try:
         with pytest.raises(OSError, match="cannot save the warmed-up student in .*: "):
             tiny.build("math", folder=tmp_path, **arguments)
@@ -138,10 +205,14 @@ def test_a_cache_that_cannot_be_written_is_one_line_before_the_warm_up_or_after_
     seen = []
     monkeypatch.setattr(tiny, "warm_up", lambda *args, **kwargs: seen.extend(tmp_path.iterdir()))
     tiny.build("math", folder=tmp_path / "new", **arguments)
-    assert [path.name for path in seen] == ["new"] and not list(seen[0].glob("*.tmp"))     # a kill in the warm-up leaves nothing
+    assert [path.name for path in seen] == ["new"] and not list(
+        seen[0].glob("*.tmp")
+    )  # a kill in the warm-up leaves nothing
     shutil.rmtree(tmp_path / "new")
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(tiny, "warm_up", lambda *args, **kwargs: pytest.fail("warmed up for nothing"))
+    monkeypatch.setattr(
+        tiny, "warm_up", lambda *args, **kwargs: pytest.fail("warmed up for nothing")
+    )
     with pytest.raises(OSError):
         tiny.build("math", folder=tmp_path / "file" / "runs", **arguments)
 
@@ -152,10 +223,24 @@ def test_a_cache_that_cannot_be_written_is_one_line_before_the_warm_up_or_after_
 def test_the_default_run_learns(task, seed, tmp_path):
     """What the README promises of `python train.py --task ...`: held-out mean@8 rises by 0.35 and ends at 0.6 or more."""
     script = Path(tiny.__file__).with_name("train.py")
-    done = subprocess.run([sys.executable, str(script), "--task", task, "--seed", str(seed), "--out", str(tmp_path / "out")],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(script),
+            "--task",
+            task,
+            "--seed",
+            str(seed),
+            "--out",
+            str(tmp_path / "out"),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    before, after = map(float, re.search(r"mean@8: ([\d.]+) at step 0, ([\d.]+) at step", done.stdout).groups())
+    before, after = map(
+        float, re.search(r"mean@8: ([\d.]+) at step 0, ([\d.]+) at step", done.stdout).groups()
+    )
     assert after >= 0.6 and after - before >= 0.35
 
 
@@ -169,9 +254,20 @@ train.main(sys.argv[1:])
 @pytest.mark.slow
 def test_a_student_warmed_up_on_turns_learns_from_turns(tmp_path):
     """The layout is a matter of what the student can read, not of the method: the same world, peers as turns."""
-    command = [sys.executable, "-c", LEARN_TO_READ_TURNS, "--task", "math", "--layout", "turns", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True,
-                          cwd=Path(tiny.__file__).parent)
+    command = [
+        sys.executable,
+        "-c",
+        LEARN_TO_READ_TURNS,
+        "--task",
+        "math",
+        "--layout",
+        "turns",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(tiny.__file__).parent)
     assert done.returncode == 0, done.stderr
-    before, after = map(float, re.search(r"mean@8: ([\d.]+) at step 0, ([\d.]+) at step", done.stdout).groups())
+    before, after = map(
+        float, re.search(r"mean@8: ([\d.]+) at step 0, ([\d.]+) at step", done.stdout).groups()
+    )
     assert after >= 0.6 and after - before >= 0.35

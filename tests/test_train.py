@@ -1,6 +1,5 @@
 """The command line, data loading, the loop and its files, on a tiny model with random weights in a folder of its own."""
 
-
 import http.server
 import json
 import os
@@ -27,10 +26,20 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train")
     tokenizer = tiny.build_tokenizer("math", verifiers.INSTRUCTIONS["math"], verifiers.verify)
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
-                                         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-                                         bos_token_id=None))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+        )
+    )
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     for name, rows in zip(("train", "eval"), tiny.problems("math", seed=0)):
@@ -39,10 +48,37 @@ def folder(tmp_path_factory):
 
 
 def flags(folder, out, *more):
-    return ["--task", "math", "--model", str(folder / "model"), "--data", str(folder / "train.jsonl"), "--eval-data",
-            str(folder / "eval.jsonl"), "--steps", "3", "--problems", "3", "--rollouts", "4", "--max-new-tokens", "12",
-            "--eval-every", "2", "--eval-problems", "4", "--eval-rollouts", "2", "--device", "cpu", "--lr", "1e-3",
-            "--out", str(out), *more]
+    return [
+        "--task",
+        "math",
+        "--model",
+        str(folder / "model"),
+        "--data",
+        str(folder / "train.jsonl"),
+        "--eval-data",
+        str(folder / "eval.jsonl"),
+        "--steps",
+        "3",
+        "--problems",
+        "3",
+        "--rollouts",
+        "4",
+        "--max-new-tokens",
+        "12",
+        "--eval-every",
+        "2",
+        "--eval-problems",
+        "4",
+        "--eval-rollouts",
+        "2",
+        "--device",
+        "cpu",
+        "--lr",
+        "1e-3",
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 def steps_of(out):
@@ -63,66 +99,90 @@ def refused(capsys, arguments):
 
 def replaced(arguments, flag, value):
     at = arguments.index(flag)
-    return arguments[:at + 1] + [str(value)] + arguments[at + 2:]
+    return arguments[: at + 1] + [str(value)] + arguments[at + 2 :]
 
 
 # --- bad input ---
 
-@pytest.mark.parametrize("change, says", [
-    (["--no-such-flag", "1"], "unrecognized arguments: --no-such-flag"),
-    (["--eval-temp", "1"], "unrecognized arguments: --eval-temp"),
-    (["--method", "ppo"], "invalid choice: 'ppo'"),
-    (["--method", "grpo", "--peers", "positive"], "--peers belongs to --method mopd"),
-    (["--rollouts", "1"], "at least 2"),
-    (["--method", "opd"], "needs --teacher MODEL"),
-    (["--steps", "0"], "must be positive"),
-    (["--lr", "-1"], "not negative"),
-    (["--lr", "nan"], "must be finite"),
-    (["--ema-rate", "2"], "at most 1"),
-    (["--method", "grpo", "--layout", "turns"], "--layout has no meaning with --method grpo"),
-    (["--layout", "columns"], "invalid choice: 'columns'"),
-    (["--method", "rft", "--no-feedback"], "--no-feedback belongs to"),
-    (["--method", "sdpo", "--no-feedback"], "--no-feedback belongs to"),
-    (["--method", "grpo", "--teacher", "frozen"], "--teacher has no meaning with --method grpo"),
-    (["--method", "rft", "--top-k", "5"], "--top-k has no meaning"),
-    (["--teacher", "frozen", "--ema-rate", "0.1"], "--ema-rate needs --teacher ema"),
-    (["--peers", "unrelated", "--problems", "1"], "at least 2"),
-    (["--device", "warp"], "--device warp:"),
-    (["--problems", "50"], "24 usable training rows are fewer than --problems 50"),
-])
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (["--no-such-flag", "1"], "unrecognized arguments: --no-such-flag"),
+        (["--eval-temp", "1"], "unrecognized arguments: --eval-temp"),
+        (["--method", "ppo"], "invalid choice: 'ppo'"),
+        (["--method", "grpo", "--peers", "positive"], "--peers belongs to --method mopd"),
+        (["--rollouts", "1"], "at least 2"),
+        (["--method", "opd"], "needs --teacher MODEL"),
+        (["--steps", "0"], "must be positive"),
+        (["--lr", "-1"], "not negative"),
+        (["--lr", "nan"], "must be finite"),
+        (["--ema-rate", "2"], "at most 1"),
+        (["--method", "grpo", "--layout", "turns"], "--layout has no meaning with --method grpo"),
+        (["--layout", "columns"], "invalid choice: 'columns'"),
+        (["--method", "rft", "--no-feedback"], "--no-feedback belongs to"),
+        (["--method", "sdpo", "--no-feedback"], "--no-feedback belongs to"),
+        (
+            ["--method", "grpo", "--teacher", "frozen"],
+            "--teacher has no meaning with --method grpo",
+        ),
+        (["--method", "rft", "--top-k", "5"], "--top-k has no meaning"),
+        (["--teacher", "frozen", "--ema-rate", "0.1"], "--ema-rate needs --teacher ema"),
+        (["--peers", "unrelated", "--problems", "1"], "at least 2"),
+        (["--device", "warp"], "--device warp:"),
+        (["--problems", "50"], "24 usable training rows are fewer than --problems 50"),
+    ],
+)
 def test_wrong_flags_end_before_any_work_with_one_line(folder, tmp_path, capsys, change, says):
     assert says in refused(capsys, flags(folder, tmp_path / "out", *change))
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("text, says", [
-    ('{"prompt": "1+1", "answer": "2"}\n{"prompt": ', "bad.jsonl:2: not one JSON object: Expecting value at column 12"),
-    ('{"prompt": "1+1", "answer": "2"}\n\n[1]', "bad.jsonl:3: not a JSON object"),
-    ('{"prompt": "1+1"}', "bad.jsonl:1: no field 'answer'"),
-    ('{"prompt": 5, "answer": "2"}', "bad.jsonl:1: field 'prompt' is not a text"),
-    ('{"prompt": "1+1", "answer": [2]}', "bad.jsonl:1:"),
-    ('{"prompt": "1+1", "answer": "2", "system": 3}', "bad.jsonl:1: field 'system'"),
-    ("", "no usable row"),
-    ("\n\n", "no usable row"),
-    ('{"prompt": "half a pair \\ud83d", "answer": "2"}', "bad.jsonl:1:"),
-    ("[" * 100_000, "bad.jsonl:1:"),
-    ('{"prompt": "1+1", "answer": "#### 2"}', "bad.jsonl:1: a math answer is the bare value"),
-])
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (
+            '{"prompt": "1+1", "answer": "2"}\n{"prompt": ',
+            "bad.jsonl:2: not one JSON object: Expecting value at column 12",
+        ),
+        ('{"prompt": "1+1", "answer": "2"}\n\n[1]', "bad.jsonl:3: not a JSON object"),
+        ('{"prompt": "1+1"}', "bad.jsonl:1: no field 'answer'"),
+        ('{"prompt": 5, "answer": "2"}', "bad.jsonl:1: field 'prompt' is not a text"),
+        ('{"prompt": "1+1", "answer": [2]}', "bad.jsonl:1:"),
+        ('{"prompt": "1+1", "answer": "2", "system": 3}', "bad.jsonl:1: field 'system'"),
+        ("", "no usable row"),
+        ("\n\n", "no usable row"),
+        ('{"prompt": "half a pair \\ud83d", "answer": "2"}', "bad.jsonl:1:"),
+        ("[" * 100_000, "bad.jsonl:1:"),
+        ('{"prompt": "1+1", "answer": "#### 2"}', "bad.jsonl:1: a math answer is the bare value"),
+    ],
+)
 def test_bad_data_ends_before_any_work_and_names_the_line(folder, tmp_path, capsys, text, says):
     (tmp_path / "bad.jsonl").write_text(text)
-    assert says in refused(capsys, replaced(flags(folder, tmp_path / "out"), "--data", tmp_path / "bad.jsonl"))
+    assert says in refused(
+        capsys, replaced(flags(folder, tmp_path / "out"), "--data", tmp_path / "bad.jsonl")
+    )
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("task, answer", [("science", "AB1"), ("tool", "{}"), ("code", {"type": "stdin", "tests": []}), ("math", 3)])
-def test_an_answer_of_the_wrong_shape_for_the_task_is_refused(folder, tmp_path, capsys, task, answer):
+@pytest.mark.parametrize(
+    "task, answer",
+    [("science", "AB1"), ("tool", "{}"), ("code", {"type": "stdin", "tests": []}), ("math", 3)],
+)
+def test_an_answer_of_the_wrong_shape_for_the_task_is_refused(
+    folder, tmp_path, capsys, task, answer
+):
     (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "?", "answer": answer}))
-    arguments = replaced(replaced(flags(folder, tmp_path / "out"), "--data", tmp_path / "bad.jsonl"), "--task", task)
+    arguments = replaced(
+        replaced(flags(folder, tmp_path / "out"), "--data", tmp_path / "bad.jsonl"), "--task", task
+    )
     assert "bad.jsonl:1:" in refused(capsys, arguments)
 
 
 def test_missing_file_and_missing_model_are_refused(folder, tmp_path, capsys):
-    assert "no such data file: gone.jsonl" in refused(capsys, replaced(flags(folder, tmp_path / "out"), "--data", "gone.jsonl"))
+    assert "no such data file: gone.jsonl" in refused(
+        capsys, replaced(flags(folder, tmp_path / "out"), "--data", "gone.jsonl")
+    )
     (tmp_path / "empty").mkdir()
     line = refused(capsys, replaced(flags(folder, tmp_path / "out"), "--model", tmp_path / "empty"))
     assert f"cannot load a model from {tmp_path / 'empty'}" in line
@@ -142,41 +202,75 @@ def test_resuming_a_folder_that_is_not_a_run_touches_nothing_in_it(folder, tmp_p
 
 
 def test_text_that_is_not_utf8_is_refused_with_its_line(folder, tmp_path, capsys):
-    (tmp_path / "bad.jsonl").write_bytes(b'{"prompt": "1+1", "answer": "2"}\n{"prompt": "\xe9", "answer": "2"}\n')
-    assert "bad.jsonl:2:" in refused(capsys, replaced(flags(folder, tmp_path / "out"), "--data", tmp_path / "bad.jsonl"))
+    (tmp_path / "bad.jsonl").write_bytes(
+        b'{"prompt": "1+1", "answer": "2"}\n{"prompt": "\xe9", "answer": "2"}\n'
+    )
+    assert "bad.jsonl:2:" in refused(
+        capsys, replaced(flags(folder, tmp_path / "out"), "--data", tmp_path / "bad.jsonl")
+    )
 
 
 def test_evaluating_on_the_training_file_is_a_warning(folder, tmp_path, capsys):
-    train.main(replaced(flags(folder, tmp_path / "out", "--steps", "1"), "--eval-data", folder / "train.jsonl"))
+    train.main(
+        replaced(
+            flags(folder, tmp_path / "out", "--steps", "1"), "--eval-data", folder / "train.jsonl"
+        )
+    )
     assert "warning: --data and --eval-data are the same file" in capsys.readouterr().out
 
 
 def test_rows_that_are_too_long_are_left_out_and_counted(folder, tmp_path, capsys):
     long = json.dumps({"prompt": "x" * 400, "answer": "1"})
     (tmp_path / "some.jsonl").write_text((folder / "train.jsonl").read_text() + long + "\n")
-    train.main(replaced(flags(folder, tmp_path / "out", "--steps", "1"), "--data", tmp_path / "some.jsonl"))
-    assert "1 of 25 rows are too long for the model with --max-new-tokens 12 and left out" in capsys.readouterr().out
+    train.main(
+        replaced(flags(folder, tmp_path / "out", "--steps", "1"), "--data", tmp_path / "some.jsonl")
+    )
+    assert (
+        "1 of 25 rows are too long for the model with --max-new-tokens 12 and left out"
+        in capsys.readouterr().out
+    )
     (tmp_path / "long.jsonl").write_text(long)
-    assert "no usable row" in refused(capsys, replaced(flags(folder, tmp_path / "out2"), "--data", tmp_path / "long.jsonl"))
+    assert "no usable row" in refused(
+        capsys, replaced(flags(folder, tmp_path / "out2"), "--data", tmp_path / "long.jsonl")
+    )
 
 
 def test_fields_can_be_renamed_and_instructions_stand_in_for_a_system_message(tmp_path):
-    rows = [{"question": "1+1", "gold": "2", "sys": "Be brief."}, {"question": "1+2", "gold": "3", "sys": None}]
+    rows = [
+        {"question": "1+1", "gold": "2", "sys": "Be brief."},
+        {"question": "1+2", "gold": "3", "sys": None},
+    ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    problems = read_problems(str(tmp_path / "rows.jsonl"), "math", prompt_field="question", answer_field="gold",
-                             system_field="sys")
+    problems = read_problems(
+        str(tmp_path / "rows.jsonl"),
+        "math",
+        prompt_field="question",
+        answer_field="gold",
+        system_field="sys",
+    )
     assert [(p.prompt, p.answer, p.key) for p in problems] == [("1+1", "2", 0), ("1+2", "3", 1)]
     assert [p.system for p in problems] == ["Be brief.", verifiers.INSTRUCTIONS["math"]]
 
 
 def test_code_prompts_say_what_the_tests_will_call():
     test = [{"input": "1", "output": "2"}]
+
     def prompt(text, **answer):
         return read_row({"prompt": text, "answer": {"tests": test, **answer}}, "code", 0).prompt
-    assert prompt("Find the last one.", type="functional", entry_point="last").endswith("must be called last.")
+
+    assert prompt("Find the last one.", type="functional", entry_point="last").endswith(
+        "must be called last."
+    )
     assert prompt("Call last(x).", type="functional", entry_point="last") == "Call last(x)."
-    assert "class Solution" in prompt("Double it.", type="functional", entry_point="f", starter_code="class Solution:\n  def f(self, x):")
-    assert prompt("Double it.", type="functional", entry_point="double_it").endswith("must be called double_it.")
+    assert "class Solution" in prompt(
+        "Double it.",
+        type="functional",
+        entry_point="f",
+        starter_code="class Solution:\n  def f(self, x):",
+    )
+    assert prompt("Double it.", type="functional", entry_point="double_it").endswith(
+        "must be called double_it."
+    )
     assert prompt("def g(x): # double", type="functional", entry_point="g") == "def g(x): # double"
     assert prompt("Read and double.", type="stdin") == "Read and double."
 
@@ -190,8 +284,10 @@ def test_the_tiny_tool_world_shows_no_feedback_for_it_is_the_same_for_every_wron
 
 # --- the loop ---
 
-METRICS = ("step loss success groups_mixed groups_all_right groups_all_wrong truncated unweighted lone_success completion_tokens "
-           "mean_completion_length sampler_gap grad_norm lr seconds").split()
+METRICS = (
+    "step loss success groups_mixed groups_all_right groups_all_wrong truncated unweighted lone_success completion_tokens "
+    "mean_completion_length sampler_gap grad_norm lr seconds"
+).split()
 
 
 def test_a_run_writes_metrics_samples_settings_and_an_ordinary_checkpoint(folder, tmp_path):
@@ -199,19 +295,36 @@ def test_a_run_writes_metrics_samples_settings_and_an_ordinary_checkpoint(folder
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "held-out mean@2" in done.stdout and str(tmp_path / "out") in done.stdout
-    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3]
     assert all(name in line for line in steps for name in METRICS)
     phases = {"rollout", "verify", "teacher", "student"}
     assert [set(line["seconds"]) - phases for line in steps] == [{"view"}] * 3
     assert all(phases <= set(line["seconds"]) for line in steps)
-    assert all(line["groups_mixed"] + line["groups_all_right"] + line["groups_all_wrong"] == 3 for line in steps)
+    assert all(
+        line["groups_mixed"] + line["groups_all_right"] + line["groups_all_wrong"] == 3
+        for line in steps
+    )
     assert [line["step"] for line in lines if "eval_k" in line] == [0, 2, 3]
-    names = {"step", "eval_mean_at_k", "eval_pass_at_k", "eval_k", "eval_distinct_answers", "eval_right", "oom_retries"}
+    names = {
+        "step",
+        "eval_mean_at_k",
+        "eval_pass_at_k",
+        "eval_k",
+        "eval_distinct_answers",
+        "eval_right",
+        "oom_retries",
+    }
     assert all(set(line) == names for line in lines if "eval_k" in line)
-    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
-    assert {line["step"] for line in samples} == {1, 2, 3} and all(len(line["attempts"]) == 4 for line in samples)
+    samples = [
+        json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
+    ]
+    assert {line["step"] for line in samples} == {1, 2, 3} and all(
+        len(line["attempts"]) == 4 for line in samples
+    )
     assert json.loads((tmp_path / "out" / "config.json").read_text())["peers"] == "contrastive"
     saved = tmp_path / "out" / "step-000003" / "model"
     AutoTokenizer.from_pretrained(saved)
@@ -230,40 +343,76 @@ def test_a_resumed_run_is_the_run_that_never_stopped(folder, tmp_path):
     train.main(flags(folder, tmp_path / "whole", "--steps", "4", "--ema-rate", "0.5"))
     train.main(flags(folder, tmp_path / "parts", "--steps", "2", "--ema-rate", "0.5"))
     with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
-        file.write('{"step": 3, "loss": 0.1}\n{"step": 4, "lo')           # what a run that died in step 4 leaves behind
+        file.write(
+            '{"step": 3, "loss": 0.1}\n{"step": 4, "lo'
+        )  # what a run that died in step 4 leaves behind
     train.main(flags(folder, tmp_path / "parts", "--steps", "4", "--ema-rate", "0.5", "--resume"))
     assert steps_of(tmp_path / "whole") == steps_of(tmp_path / "parts")
-    weights = [AutoModelForCausalLM.from_pretrained(tmp_path / name / "step-000004" / "model").state_dict() for name in ("whole", "parts")]
+    weights = [
+        AutoModelForCausalLM.from_pretrained(tmp_path / name / "step-000004" / "model").state_dict()
+        for name in ("whole", "parts")
+    ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_run_on_a_gpu_agrees_with_the_cpu_and_can_go_on_there(folder, tmp_path):
     train.main(flags(folder, tmp_path / "cpu"))
-    train.main(replaced(flags(folder, tmp_path / "float32"), "--device", "cuda") + ["--dtype", "float32"])
+    train.main(
+        replaced(flags(folder, tmp_path / "float32"), "--device", "cuda") + ["--dtype", "float32"]
+    )
     for a, b in zip(steps_of(tmp_path / "cpu"), steps_of(tmp_path / "float32")):
         assert a.keys() == b.keys() and a.get("completion_tokens") == b.get("completion_tokens")
-        assert a.get("loss") == pytest.approx(b.get("loss"), rel=1e-3) and (b.get("sampler_gap") or 0) < 1e-4
+        assert (
+            a.get("loss") == pytest.approx(b.get("loss"), rel=1e-3)
+            and (b.get("sampler_gap") or 0) < 1e-4
+        )
         assert a.get("grad_norm") == pytest.approx(b.get("grad_norm"), rel=1e-3)
     gpu = replaced(flags(folder, tmp_path / "bfloat16"), "--device", "cuda")
     train.main(gpu)
     train.main(replaced(gpu, "--steps", 4) + ["--resume"])
-    train.main(replaced(replaced(gpu, "--steps", 5), "--device", "cpu") + ["--resume", "--dtype", "bfloat16"])
+    train.main(
+        replaced(replaced(gpu, "--steps", 5), "--device", "cpu")
+        + ["--resume", "--dtype", "bfloat16"]
+    )
     steps = [line for line in steps_of(tmp_path / "bfloat16") if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5]
     assert all(line["sampler_gap"] < 0.05 for line in steps if line["scored_tokens"])
 
 
-def test_resuming_with_other_mathematics_is_refused_and_an_empty_folder_starts_afresh(folder, tmp_path, capsys):
+def test_resuming_with_other_mathematics_is_refused_and_an_empty_folder_starts_afresh(
+    folder, tmp_path, capsys
+):
     train.main(flags(folder, tmp_path / "out", "--steps", "1", "--resume"))
     assert "starting afresh" in capsys.readouterr().out
-    assert "--ema-rate" in refused(capsys, flags(folder, tmp_path / "out", "--ema-rate", "0.5", "--resume"))
+    assert "--ema-rate" in refused(
+        capsys, flags(folder, tmp_path / "out", "--ema-rate", "0.5", "--resume")
+    )
 
 
-@pytest.mark.parametrize("method", [["--method", "grpo"], ["--method", "rft"], ["--method", "sdpo"], ["--peers", "random"],
-                                    ["--peers", "unrelated"], ["--peers", "success_only"], ["--peers", "positive", "--teacher", "frozen"],
-                                    ["--teacher", "current", "--divergence", "reverse", "--reduction", "sequence", "--top-k", "5"],
-                                    ["--no-feedback", "--is-clip", "2", "--gradient-checkpointing", "--divergence", "forward"]])
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["--method", "grpo"],
+        ["--method", "rft"],
+        ["--method", "sdpo"],
+        ["--peers", "random"],
+        ["--peers", "unrelated"],
+        ["--peers", "success_only"],
+        ["--peers", "positive", "--teacher", "frozen"],
+        [
+            "--teacher",
+            "current",
+            "--divergence",
+            "reverse",
+            "--reduction",
+            "sequence",
+            "--top-k",
+            "5",
+        ],
+        ["--no-feedback", "--is-clip", "2", "--gradient-checkpointing", "--divergence", "forward"],
+    ],
+)
 def test_every_method_runs(folder, tmp_path, method):
     train.main(flags(folder, tmp_path / "out", "--steps", "2", *method))
     steps = [line for line in steps_of(tmp_path / "out") if "loss" in line]
@@ -275,7 +424,11 @@ def test_the_device_decides_how_many_tokens_are_scored_at_once(folder, capsys):
     assert train.parse([*data, "--device", "cpu"]).micro_tokens == 2048
     assert train.parse([*data, "--device", "meta"]).micro_tokens == 8192
     assert train.parse([*data, "--device", "cpu", "--micro-tokens", "100"]).micro_tokens == 100
-    assert train.parse(["--device", "cpu"]).micro_tokens == train.parse(["--device", "meta"]).micro_tokens == 4096
+    assert (
+        train.parse(["--device", "cpu"]).micro_tokens
+        == train.parse(["--device", "meta"]).micro_tokens
+        == 4096
+    )
     with pytest.raises(SystemExit):
         train.parse(["--help"])
     assert "(default 8192, on a CPU 2048; tiny: 4096)" in " ".join(capsys.readouterr().out.split())
@@ -289,32 +442,76 @@ def test_gradient_checkpointing_leaves_no_hooks_which_would_slow_the_rollouts(fo
 
 def test_opd_with_a_teacher_of_another_size(folder, tmp_path, capsys):
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    config = LlamaConfig(vocab_size=len(tokenizer) + 8, hidden_size=48, intermediate_size=64,
-                         num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + 8,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
-    train.main(flags(folder, tmp_path / "out", "--steps", "2", "--method", "opd", "--teacher", str(tmp_path / "teacher")))
+    train.main(
+        flags(
+            folder,
+            tmp_path / "out",
+            "--steps",
+            "2",
+            "--method",
+            "opd",
+            "--teacher",
+            str(tmp_path / "teacher"),
+        )
+    )
     steps = [line for line in steps_of(tmp_path / "out") if "loss" in line]
     assert all(line["loss"] > 0 and line["unweighted"] == 0 for line in steps)
     other = tiny.build_tokenizer("tool", verifiers.INSTRUCTIONS["tool"], verifiers.verify)
     other.save_pretrained(tmp_path / "teacher")
-    assert "vocabulary differs" in refused(capsys, flags(folder, tmp_path / "out2", "--method", "opd", "--teacher", str(tmp_path / "teacher")))
+    assert "vocabulary differs" in refused(
+        capsys,
+        flags(folder, tmp_path / "out2", "--method", "opd", "--teacher", str(tmp_path / "teacher")),
+    )
 
 
 def test_a_step_without_anything_to_learn_changes_nothing_and_is_counted(folder, tmp_path):
     """All groups wrong: GRPO has no advantage. AdamW's weight decay must not move the student either."""
-    train.main(flags(folder, tmp_path / "out", "--method", "grpo", "--max-new-tokens", "1", "--weight-decay", "0.5"))
+    train.main(
+        flags(
+            folder,
+            tmp_path / "out",
+            "--method",
+            "grpo",
+            "--max-new-tokens",
+            "1",
+            "--weight-decay",
+            "0.5",
+        )
+    )
     steps = [line for line in steps_of(tmp_path / "out") if "loss" in line]
-    assert all(line["groups_all_wrong"] == 3 and line["loss"] == 0 and line["grad_norm"] is None and line["unweighted"] == 12
-               and line["sampler_gap"] is None for line in steps)
-    before = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).state_dict()
-    after = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "step-000003" / "model").state_dict()
+    assert all(
+        line["groups_all_wrong"] == 3
+        and line["loss"] == 0
+        and line["grad_norm"] is None
+        and line["unweighted"] == 12
+        and line["sampler_gap"] is None
+        for line in steps
+    )
+    before = AutoModelForCausalLM.from_pretrained(
+        folder / "model", dtype=torch.float32
+    ).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out" / "step-000003" / "model"
+    ).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_only_the_last_checkpoints_are_kept(folder, tmp_path):
     train.main(flags(folder, tmp_path / "out", "--steps", "4", "--save-every", "1", "--keep", "2"))
-    assert sorted(path.name for path in (tmp_path / "out").glob("step-*")) == ["step-000003", "step-000004"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("step-*")) == [
+        "step-000003",
+        "step-000004",
+    ]
 
 
 def test_no_problem_comes_twice_in_a_step_and_an_epoch_shows_each_once():
@@ -322,10 +519,14 @@ def test_no_problem_comes_twice_in_a_step_and_an_epoch_shows_each_once():
     problems = list(range(10))
     batches = [train.batch_of(problems, step, settings) for step in range(1, 9)]
     assert all(len(set(batch)) == 4 for batch in batches)
-    assert len(set(batches[0] + batches[1])) == 8 and batches[0] + batches[1] != batches[2] + batches[3]
+    assert (
+        len(set(batches[0] + batches[1])) == 8
+        and batches[0] + batches[1] != batches[2] + batches[3]
+    )
 
 
 # --- the Hub ---
+
 
 class FakeHub(http.server.BaseHTTPRequestHandler):
     """The part of the Hub's protocol that downloading a file needs."""
@@ -338,8 +539,12 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
         known = parts[-3:-1] == ["resolve", "main"] and path.is_file()
         self.send_response(200 if known else 404)
         content = path.read_bytes() if known else b""
-        for key, value in (("ETag", f'"{name}-{len(content)}"'), ("X-Repo-Commit", "0" * 40), ("Content-Length", str(len(content))),
-                           *([] if known else [("X-Error-Code", "EntryNotFound")])):
+        for key, value in (
+            ("ETag", f'"{name}-{len(content)}"'),
+            ("X-Repo-Commit", "0" * 40),
+            ("Content-Length", str(len(content))),
+            *([] if known else [("X-Error-Code", "EntryNotFound")]),
+        ):
             self.send_header(key, value)
         self.end_headers()
         if body:
@@ -361,11 +566,24 @@ def test_model_and_data_come_from_the_hub(folder, tmp_path):
     server.folder = folder
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        arguments = replaced(flags(folder, tmp_path / "out", "--steps", "1"), "--model", "someone/tiny-llama")
+        arguments = replaced(
+            flags(folder, tmp_path / "out", "--steps", "1"), "--model", "someone/tiny-llama"
+        )
         arguments = replaced(arguments, "--data", "someone/sums:train.jsonl")
-        environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub"),
-                       "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
-        done = subprocess.run([sys.executable, str(ROOT / "train.py"), *arguments], capture_output=True, text=True, env=environment)
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path / "hub"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+        }
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "out" / "step-000001" / "model" / "config.json").is_file()
     finally:
