@@ -208,39 +208,36 @@ def chunks(weights: Tensor, chunk_size: int | None) -> Iterator[tuple[Tensor, bo
 
 def _differentiate(sides, ids, divergence, top_k):
     """D and each side's log p(ids), (1 + sides, n); dD / d(scale * (h W^T + b)), (n, V)."""
-    z, *z_teacher = [head.logits(hidden) for hidden, head in sides]
-    z_ids = [0 if ids is None else x.gather(1, ids[:, None])[:, 0] for x in (z, *z_teacher)]
+    z, *z_teacher = logits = [head.logits(hidden) for hidden, head in sides]
+    values = [z.new_zeros(len(z)) for _ in sides]
+    if ids is not None:
+        values = [x.gather(1, ids[:, None])[:, 0] - x.logsumexp(1) for x in logits]
     cap = sides[0][1].cap
     slope = None if cap is None else 1 - (z / cap).square_()  # of cap * tanh(x / cap)
     if divergence == "nll":
-        gradient, log_z = _softmax(z)
+        gradient, value = z.softmax(1), -values[0]
         gradient.scatter_add_(1, ids[:, None], -torch.ones_like(z[:, :1]))  # p - onehot(id)
-        value, normalisers = log_z - z_ids[0], [log_z]
     elif top_k is None or top_k >= z.shape[1]:
-        value, gradient, *normalisers = _compare(z, *z_teacher, divergence)
+        value, gradient = _compare(z, *z_teacher, divergence)
     else:
-        value, gradient, *normalisers = _compare_top_k(z, *z_teacher, divergence, top_k)
-    logprobs = [x - log_z for x, log_z in zip(z_ids, normalisers, strict=True)]
-    values = torch.stack([value, *logprobs]).to(z.dtype)
-    return values, gradient if slope is None else gradient.mul_(slope)
+        value, gradient = _compare_top_k(z, *z_teacher, divergence, top_k)
+    return torch.stack([value, *values]), gradient if slope is None else gradient.mul_(slope)
 
 
 def _compare(z, z_teacher, divergence):
-    """D (n,), dD/dz (n, V) and both sides' log sum exp (n,). In place: z_teacher is used up."""
+    """D (n,) and dD/dz (n, V). In place: z_teacher is used up."""
     (p, log_z), (q, log_z_teacher) = _softmax(z), _softmax(z_teacher)
     # log q - log p from the logits: log p and log q would be rounded before they are subtracted
     log_ratio = z_teacher.sub_(z).sub_((log_z_teacher - log_z).to(z.dtype)[:, None])
     if divergence == "forward":
-        value, gradient = log_ratio.mul_(q).sum(1), p.sub_(q)
-    elif divergence == "reverse":
-        value, gradient = _kl(p, log_ratio.neg_())
-    else:
-        # log p - log m = log 2 - log(1 + q / p), finite even where p or q underflows
-        log_p_m = softplus(log_ratio, threshold=40).neg_().add_(math.log(2))
-        kl_q_m = log_ratio.add_(log_p_m).mul_(q).sum(1)
-        kl_p_m, gradient = _kl(p, log_p_m)  # what the gradient gets through m cancels
-        value, gradient = (kl_p_m + kl_q_m) / 2, gradient.div_(2)
-    return value, gradient, log_z, log_z_teacher
+        return log_ratio.mul_(q).sum(1), p.sub_(q)
+    if divergence == "reverse":
+        return _kl(p, log_ratio.neg_())
+    # log p - log m = log 2 - log(1 + q / p), finite even where p or q underflows
+    log_p_m = softplus(log_ratio, threshold=40).neg_().add_(math.log(2))
+    kl_q_m = log_ratio.add_(log_p_m).mul_(q).sum(1)
+    kl_p_m, gradient = _kl(p, log_p_m)  # what the gradient gets through m cancels
+    return (kl_p_m + kl_q_m) / 2, gradient.div_(2)
 
 
 def _kl(p, a):
@@ -253,10 +250,10 @@ def _compare_top_k(z, z_teacher, divergence, top_k):
     """As `_compare`, on the student's top_k tokens and one bucket of all others."""
     top = z.topk(top_k, dim=1).indices  # the choice of tokens is not differentiated
     (few, within_bucket), (few_teacher, _) = _collapse(z, top), _collapse(z_teacher, top)
-    value, gradient, *normalisers = _compare(few, few_teacher, divergence)
+    value, gradient = _compare(few, few_teacher, divergence)
     # the bucket's gradient reaches its tokens by their shares of it
     gradient_of_all = within_bucket.mul_(gradient[:, top_k:]).scatter_(1, top, gradient[:, :top_k])
-    return value, gradient_of_all, *normalisers
+    return value, gradient_of_all
 
 
 def _collapse(z, top):
@@ -323,26 +320,21 @@ def check(sides, weights, sampled, temperature, chunk_size, divergence, top_k) -
     """Raises ValueError where the arguments of `_chunked_loss` do not fit together."""
     (hidden, head), (ids, sampled_logprobs, is_clip) = sides[0], sampled
     n, v = len(hidden), len(head.weight)
-    tensors = {"weights": (weights, (n,)), "sampled_ids": (ids, (n,))}
-    tensors["sampled_logprobs"] = sampled_logprobs, (n,)
+    tensors = [("weights", weights, (n,)), ("sampled_ids", ids, (n,))]
+    tensors.append(("sampled_logprobs", sampled_logprobs, (n,)))
     for side, (x, w) in zip(("student", "teacher"), sides, strict=False):
-        tensors[f"{side}_hidden"] = x, (n, x.shape[-1])
-        tensors[f"{side}_head"] = w.weight, (v, x.shape[-1])
-        tensors[f"{side}_head.bias"] = w.bias, (v,)
+        tensors.append((f"{side}_hidden", x, (n, x.shape[-1])))
+        tensors.append((f"{side}_head (cut to the common vocabulary)", w.weight, (v, x.shape[-1])))
+        tensors.append((f"{side}_head.bias", w.bias, (v,)))
         if not math.isfinite(w.scale) or (w.cap is not None and not 0 < w.cap < math.inf):
             raise ValueError(f"{side}_head: scale must be finite, cap > 0: {w.scale}, {w.cap}")
         if wide_dtype(x) != wide_dtype(hidden):
             raise ValueError(f"student_hidden is {hidden.dtype}, teacher_hidden {x.dtype}")
-    for name, (x, shape) in tensors.items():
-        if x is None:
-            continue
-        if x.shape != shape:
-            advice = ": cut both heads to their common vocabulary" if "head" in name else ""
-            raise ValueError(f"{name} must be {shape}, not {tuple(x.shape)}{advice}")
-        if x.device != hidden.device:
-            raise ValueError(f"{name} is on {x.device}, student_hidden on {hidden.device}")
-        if x.dtype not in ((torch.int64,) if x is ids else FLOATS):
-            raise ValueError(f"{name} has dtype {x.dtype}: ids are int64, all else one of {FLOATS}")
+    for name, x, shape in tensors:
+        dtypes = (torch.int64,) if name == "sampled_ids" else FLOATS
+        if x is not None and (x.shape, x.device, x.dtype in dtypes) != (shape, hidden.device, True):
+            found = f"{tuple(x.shape)}, {x.dtype} on {x.device}"
+            raise ValueError(f"{name} must be {shape}, {dtypes} on {hidden.device}, not {found}")
     if divergence == "nll" and ids is None:
         raise ValueError("nll_loss needs sampled_ids")
     if is_clip is not None and (ids is None or sampled_logprobs is None):

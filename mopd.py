@@ -21,7 +21,6 @@ Differences from the paper: docs/deviations.md.
 import contextlib
 import copy
 import functools
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -30,7 +29,7 @@ import torch
 import loss
 import peer_context
 import rollout
-from peer_context import Peers
+from peer_context import Peers, choose_control, choose_peers
 from runtime import parallel
 from runtime.metrics import Sums, timed
 from runtime.models import (
@@ -47,6 +46,7 @@ from verifiers import Verdict, verify_batch
 METHODS = ("mopd", "sdpo", "opd", "grpo", "rft")
 PEERS = ("contrastive", "positive", "random", "unrelated", "success_only")
 NO_TEACHER = ("grpo", "rft")
+COPIES = ("ema", "frozen", "current")  # teachers that are the student itself or a copy of it
 SLOTS = {"contrastive": (2, 1), "positive": (2, 0), "sdpo": (1, 0)}  # successes, failures
 
 
@@ -131,48 +131,36 @@ def sample(
     *,
     k: int,
     task: str,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    max_rows: int | None = None,
     autocast=contextlib.nullcontext,
     seconds: dict | None = None,
     generate: Callable = rollout.generate,
+    **sampling,
 ) -> list[Attempt]:
     """K verified attempts for each problem, group after group.
 
-    Times go into seconds["rollout"] and seconds["verify"]. With several processes each samples and
-    verifies its share of the problems and all get all attempts; "verify" includes that wait.
+    sampling: max_new_tokens, temperature, top_p, seed, max_rows, as in rollout.generate. Times go
+    into seconds["rollout"] and seconds["verify"]. With several processes each samples and verifies
+    its share of the problems and all get all attempts; "verify" includes that wait.
     """
-    start = time.perf_counter()
-    mine = parallel.share(range(len(problems)))
-    with autocast(), parallel.gathered(student):
+    seconds, mine = {} if seconds is None else seconds, parallel.share(range(len(problems)))
+    with timed(seconds, "rollout", student), autocast(), parallel.gathered(student):
         groups = generate(
             student,
             [student_ids(tokenizer, problems[g]) for g in mine],
             k,
-            max_new_tokens=max_new_tokens,
             stop_ids=stop_ids(student, tokenizer),
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
             keys=[problems[g].key for g in mine],
-            max_rows=max_rows,
+            **sampling,
         )
-    sampled = time.perf_counter()
-    flat = [(g, r) for g, group in zip(mine, groups, strict=True) for r in group]
-    # Without the stop token: not every one of them is special, so decoding would not skip it.
-    said = [r.ids[:-1] if r.stopped else r.ids for _, r in flat]
-    texts = [completion_text(tokenizer, ids) for ids in said]
-    answers = [problems[g].answer for g, _ in flat]
-    verdicts = verify_batch(task, texts, answers, workers=parallel.workers())
-    more = zip(flat, texts, verdicts, strict=True)
-    found = parallel.gather([(g, r, text, verdict) for (g, r), text, verdict in more])
-    if seconds is not None:
-        seconds["rollout"], seconds["verify"] = sampled - start, time.perf_counter() - sampled
-    found.sort(key=lambda item: item[0])
-    return [Attempt(problems[g], g, *rest) for g, *rest in found]
+    with timed(seconds, "verify", student):
+        flat = [(g, r) for g, group in zip(mine, groups, strict=True) for r in group]
+        # Without the stop token: not every one of them is special, so decoding would not skip it.
+        texts = [completion_text(tokenizer, r.ids[:-1] if r.stopped else r.ids) for _, r in flat]
+        answers = [problems[g].answer for g, _ in flat]
+        verdicts = verify_batch(task, texts, answers, workers=parallel.workers())
+        found = parallel.gather(list(zip(flat, texts, verdicts, strict=True)))
+    found.sort(key=lambda item: item[0][0])
+    return [Attempt(problems[g], g, r, text, verdict) for (g, r), text, verdict in found]
 
 
 # --- 2. what each method learns from a rollout ---
@@ -190,16 +178,27 @@ def plan(attempts, *, method, peers="contrastive", feedback=True, seed=0) -> Non
     rft                no teacher: weight 1 for a success, else 0
 
     Feedback is the verifier's on the rollout itself; `feedback=False` leaves it out of mopd. A
-    rollout with neither peers nor feedback has weight 0. Controls: see peer_context.choose_control.
+    rollout with neither peers nor feedback has weight 0. Truncated attempts and those that say
+    nothing are never shown. Controls: see peer_context.choose_control.
     """
     texts = [peer_context.strip_thinking(a.text) for a in attempts]
+    told = {
+        "correct": [a.success for a in attempts],
+        "usable": [
+            a.rollout.stopped and bool(text) for a, text in zip(attempts, texts, strict=True)
+        ],
+        "texts": texts,
+        "group": [a.group for a in attempts],
+    }
     for i, a in enumerate(attempts):
         if method in ("mopd", "sdpo"):
-            kind = "sdpo" if method == "sdpo" else peers
-            a.peers = reference = choose(attempts, texts, i, kind, seed)
-            if kind not in SLOTS:  # a control shows feedback exactly where contrastive would
-                reference = choose(attempts, texts, i, "contrastive", seed)
-            alone = not a.success and not reference.successes
+            kind, told["seed"] = "sdpo" if method == "sdpo" else peers, (seed, a.problem.key)
+            successes, failures = SLOTS.get(kind, SLOTS["contrastive"])
+            a.peers = like = choose_peers(i=i, n_success=successes, n_failure=failures, **told)
+            if kind not in SLOTS:
+                a.peers = choose_control(kind, i=i, **told)
+            # a control shows feedback exactly where contrastive would
+            alone = not a.success and not like.successes
             a.feedback = a.verdict.feedback if alone and (feedback or method == "sdpo") else ""
             a.weight = float(bool(a.peers.successes or a.peers.failures or a.feedback))
         elif method == "opd":
@@ -214,29 +213,6 @@ def plan(attempts, *, method, peers="contrastive", feedback=True, seed=0) -> Non
             raise ValueError(f"unknown method {method!r}: use {', '.join(METHODS)}")
 
 
-def choose(attempts, texts: list[str], i: int, kind: str, seed) -> Peers:
-    """The peers of attempt i under one kind of context, as positions in the step.
-
-    texts: what each attempt says. Truncated attempts and those that say nothing are never shown.
-    """
-    pool, groups = range(len(attempts)), [a.group for a in attempts]
-    if kind in SLOTS:
-        pool = [j for j in pool if groups[j] == groups[i]]
-    told = {
-        "correct": [attempts[j].success for j in pool],
-        "usable": [attempts[j].rollout.stopped and bool(texts[j]) for j in pool],
-        "texts": [texts[j] for j in pool],
-        "seed": (seed, attempts[i].problem.key),
-    }
-    if kind not in SLOTS:
-        return peer_context.choose_control(kind, groups, i=i, **told)
-    successes, failures = SLOTS[kind]
-    chosen = peer_context.choose_peers(
-        i=pool.index(i), n_success=successes, n_failure=failures, **told
-    )
-    return Peers(*(tuple(pool[j] for j in part) for part in (chosen.successes, chosen.failures)))
-
-
 def write_contexts(
     attempts, teacher: Teacher, *, peer_tokens: int, longest: int, layout: str = "turn"
 ) -> dict[str, int]:
@@ -245,22 +221,25 @@ def write_contexts(
     layout: how the peers are written, see peer_context.teacher_messages. Each peer is cut to
     `peer_tokens` (head and tail kept). While prompt and completion exceed `longest` tokens, a peer
     is dropped: extra successes first, then the failure, the first success, the feedback. The
-    problem, the instruction and the generation prompt are never cut. The attempt is skipped
-    (weight 0) if no peer or feedback fits, if even the bare problem does not fit, or if it
-    contains an id beyond teacher.vocabulary. Counts: peers shortened, peers or feedback dropped,
-    tokens of all contexts.
+    problem, the instruction and the generation prompt are never cut. An attempt whose context has
+    nothing left, or still does not fit, or that contains an id beyond teacher.vocabulary, gets
+    weight 0. Counts: peers shortened, peers or feedback dropped, tokens of all contexts.
     """
     counts = {"peers_shortened": 0, "peers_dropped": 0, "context_tokens": 0}
     shown = {j for a in attempts if a.weight for j in a.peers.successes + a.peers.failures}
     bodies = {j: peer_body(attempts[j].text, teacher.tokenizer, peer_tokens) for j in shown}
-    for a in attempts:
-        if not a.weight:
-            continue
-        successes, failures = list(a.peers.successes), list(a.peers.failures)
+    for a in (a for a in attempts if a.weight):
         feedback = plain_text(teacher.tokenizer, a.feedback)
-        counts["peers_shortened"] += sum(bodies[j][1] for j in successes + failures)
-        planned_bare = not (successes or failures or feedback)  # opd
+        kept = [
+            *a.peers.successes[:1],
+            *a.peers.failures,
+            *a.peers.successes[1:],
+        ]  # dear ones first
+        counts["peers_shortened"] += sum(bodies[j][1] for j in kept)
+        planned_bare = not (kept or feedback)  # opd
         while True:
+            successes = tuple(j for j in a.peers.successes if j in kept)
+            failures = tuple(j for j in a.peers.failures if j in kept)
             messages = peer_context.teacher_messages(
                 layout,
                 a.problem.prompt,
@@ -270,18 +249,16 @@ def write_contexts(
             )
             ids = chat_ids(teacher.tokenizer, a.problem.system, messages)
             fits = len(ids) + len(a.rollout.ids) <= longest
-            if fits or not (successes or failures or feedback):
+            if fits or not (kept or feedback):
                 break
             counts["peers_dropped"] += 1
-            if len(successes) > 1 or (successes and not failures):
-                successes.pop()
-            elif failures:
-                failures.pop()
+            if kept:
+                kept.pop()
             else:
                 feedback = ""
-        a.peers = replace(a.peers, successes=tuple(successes), failures=tuple(failures))
+        a.peers = replace(a.peers, successes=successes, failures=failures)
         known = max(a.rollout.ids) < teacher.vocabulary
-        if fits and known and (planned_bare or successes or failures or feedback):
+        if fits and known and (planned_bare or kept or feedback):
             a.teacher_text, a.teacher_ids = peer_context.readable(messages), ids
             counts["context_tokens"] += len(ids)
         else:
@@ -291,11 +268,8 @@ def write_contexts(
 
 def peer_body(text: str, tokenizer, budget: int) -> tuple[str, bool]:
     """(the text without thoughts and special tokens, of at most `budget` tokens; was it cut?)."""
-
-    def encode(part):
-        return tokenizer(part, add_special_tokens=False)["input_ids"]
-
     text = plain_text(tokenizer, peer_context.strip_thinking(text))
+    encode = functools.partial(tokenizer.encode, add_special_tokens=False)
     return peer_context.shorten(text, budget, encode, tokenizer.decode)
 
 
@@ -303,12 +277,10 @@ def peer_body(text: str, tokenizer, budget: int) -> tuple[str, bool]:
 
 
 def student_tokens(attempt: Attempt) -> int:
-    """Length of the row that the student reads."""
     return len(attempt.rollout.prompt_ids) + len(attempt.rollout.ids)
 
 
 def teacher_tokens(attempt: Attempt) -> int:
-    """Length of the row that the teacher reads."""
     return len(attempt.teacher_ids) + len(attempt.rollout.ids)
 
 
@@ -381,95 +353,89 @@ def backward(
     the micro-batches, and of the processes, simply add up. reduction "token": the number of
     completion tokens; "sequence": the number of attempts, each by its mean token. Only attempts
     with a weight count (for grpo: all). Without any the loss is 0, without a gradient.
-    temperature must be the sampler's; is_clip is exact for samples with top_p = 1.
-
-    teacher_gap: mean of log teacher - log student over the scored tokens; stop_gap: over the stop
-    tokens among them. A teacher that does not want to stop teaches the student not to.
+    temperature must be the sampler's; is_clip is exact for samples with top_p = 1. The metrics:
+    docs/metrics.md.
     """
     teaches, seconds = method not in NO_TEACHER, {} if seconds is None else seconds
     counted = attempts if method == "grpo" else [a for a in attempts if a.weight]
-    lengths = [len(a.rollout.ids) for a in counted]
-    total = sum(lengths) if reduction == "token" else len(lengths)
+    total = sum(len(a.rollout.ids) for a in counted) if reduction == "token" else len(counted)
     options = dict(temperature=temperature, is_clip=is_clip)
+    states, sums = {}, Sums()
     if teaches:
         options |= dict(divergence=divergence, top_k=top_k)
-    sums = Sums()
-    for batch in parallel.share(even_microbatches(attempts, micro_tokens)):
-        teacher_states = None
         with timed(seconds, "teacher", student):
-            if teaches:
-                teacher_states = teacher_hidden(teacher, batch, micro_tokens, autocast, parts)
+            states = teacher_states(teacher, attempts, micro_tokens, autocast, parts)
+    for batch in my_microbatches(attempts, micro_tokens, student_tokens):
         with timed(seconds, "student", student):
             targets = targets_of(batch, total, reduction, head(student).device)
             score = functools.partial(
-                student_loss, student, teacher, batch, teacher_states, targets, options, parts
+                student_loss, student, teacher, batch, states, targets, options, parts
             )
             with autocast():
                 value, out = parallel.inside(student, score)
             value.backward()
             sums.add(batch, out, targets)
     if teaches:
-        parallel.release(teacher.model)
+        parallel.release(teacher.model)  # gathered until here: the loss needs its head
     return sums.metrics(teaches)
 
 
-def even_microbatches(attempts, budget: int) -> list[list[Attempt]]:
-    """Micro-batches by the student's lengths; with several processes as many for each.
+def my_microbatches(attempts, budget: int, size) -> list[list[Attempt]]:
+    """`microbatches` of this process's part of the attempts; with several processes equally many.
 
-    There the longer of both lengths counts, because the teacher takes a batch whole. FSDP gathers
-    the weights in every forward pass, so all processes must run equally many: the list is padded
-    with copies of weight 0, which change neither loss nor gradient.
+    FSDP gathers the weights in every forward pass, so all processes must run the same number: the
+    shorter lists are padded with a copy of weight 0, which changes neither loss nor gradient.
     """
-    batches = microbatches(
-        attempts, budget, student_tokens if parallel.world() == 1 else longer_tokens
-    )
-    while len(batches) % parallel.world():
-        batches.append([replace(batches[-1][-1], weight=0.0)])
-    return batches
+    counted = sorted((a for a in attempts if a.weight), key=longer_tokens, reverse=True)
+    ranks = range(parallel.world())
+    lists = [microbatches(counted[rank :: len(ranks)], budget, size) for rank in ranks]
+    [mine] = parallel.share(lists)
+    missing = max(map(len, lists)) - len(mine)
+    return mine + [[replace((mine or lists[0])[-1][-1], weight=0.0)] for _ in range(missing)]
 
 
 @torch.no_grad()
-def teacher_hidden(teacher: Teacher, batch, budget: int, autocast, parts: Parts) -> torch.Tensor:
-    """The teacher's hidden states (N, D) of a batch that was made by the student's lengths.
+def teacher_states(teacher: Teacher, attempts, budget: int, autocast, parts) -> dict:
+    """{id of the rollout: the teacher's final hidden states (T, D)}; small beside its activations.
 
-    The teacher reads more than the student, so it takes fewer rows at once; its states are small.
-    With several processes it takes the batch whole: all must run the same number of passes.
+    A pass of its own, before the student's: the teacher reads longer rows, so its micro-batches
+    hold fewer, and those with the same context stand side by side.
     """
-    groups = [batch] if parallel.world() > 1 else microbatches(batch, budget, teacher_tokens)
     found = {}
-    for rows in groups:
-        prompts, completions = [a.teacher_ids for a in rows], [a.rollout.ids for a in rows]
+    for batch in my_microbatches(attempts, budget, teacher_tokens):
+        prompts, completions = [a.teacher_ids for a in batch], [a.rollout.ids for a in batch]
         forward = functools.partial(parts.hidden_states, teacher.model, prompts, completions)
         with autocast():
             states = parallel.inside(teacher.model, forward)
-        found.update(zip(map(id, rows), states.split(list(map(len, completions))), strict=True))
-    return torch.cat([found[id(a)] for a in batch])
+        for a, of_one in zip(batch, states.split(list(map(len, completions))), strict=True):
+            found[id(a.rollout)] = of_one
+    return found
 
 
 def targets_of(batch, total: int, reduction: str, device) -> tuple[torch.Tensor, ...]:
     """(sampled ids, their log-probabilities when sampled, weights) of a micro-batch, (N,) each."""
-    token_weight = {
-        "token": lambda a: a.weight / total,
-        "sequence": lambda a: a.weight / total / len(a.rollout.ids),
-    }
-    weights = [token_weight[reduction](a) for a in batch for _ in a.rollout.ids]
-    ids = [t for a in batch for t in a.rollout.ids]
-    sampled = [x for a in batch for x in a.rollout.logprobs]
-    return tuple(torch.tensor(values, device=device) for values in (ids, sampled, weights))
+    ids, logprobs, weights = [], [], []
+    for a in batch:
+        t = len(a.rollout.ids)
+        ids += a.rollout.ids
+        logprobs += a.rollout.logprobs
+        weights += [a.weight / (total if reduction == "token" else total * t)] * t
+    return tuple(torch.tensor(values, device=device) for values in (ids, logprobs, weights))
 
 
-def student_loss(student, teacher, batch, teacher_states, targets, options: dict, parts: Parts):
-    """(loss, the loss function's output) of a micro-batch; no teacher_states: no teacher."""
+def student_loss(student, teacher, batch, states: dict, targets, options: dict, parts: Parts):
+    """(loss, the loss function's output) of a micro-batch. states: of `teacher_states`, or none."""
     ids, sampled, weights = targets
     prompts, completions = [a.rollout.prompt_ids for a in batch], [a.rollout.ids for a in batch]
     hidden, matrix = parts.hidden_states(student, prompts, completions), head(student)
-    if teacher_states is None:
-        out = parts.nll_loss(hidden, matrix, ids, weights, sampled_logprobs=sampled, **options)
+    options = options | dict(sampled_logprobs=sampled)
+    if not states:
+        out = parts.nll_loss(hidden, matrix, ids, weights, **options)
     else:
+        theirs = torch.cat([states[id(a.rollout)] for a in batch])
         rows = slice(teacher.vocabulary)  # the padding of differently padded heads is left out
-        options = options | dict(sampled_ids=ids, sampled_logprobs=sampled)
-        its_matrix = head(teacher.model)[rows]
+        heads = matrix[rows], head(teacher.model)[rows]
         out = parts.distill_loss(
-            hidden, matrix[rows], teacher_states, its_matrix, weights, **options
+            hidden, heads[0], theirs, heads[1], weights, sampled_ids=ids, **options
         )
     return out.loss, out

@@ -52,14 +52,14 @@ class Peers:
 
 
 def choose_peers(
-    correct, i: int, *, n_success: int, n_failure: int, usable=None, texts=None, seed=0
+    correct, i: int, *, n_success: int, n_failure: int, usable=None, texts=None, group=None, seed=0
 ) -> Peers:
     """Up to n_success correct and n_failure wrong rollouts of i's group, never i itself.
 
-    correct: K booleans, whether each is a success. usable: K booleans, False for rollouts that may
-    not be shown (a truncated one is neither success nor failure); default all. texts: K strings; a
-    text equal to that of i or of a peer already chosen fills a slot only when nothing else can.
-    Slots that cannot be filled stay empty.
+    correct: whether each rollout is a success. usable: False for rollouts that may not be shown (a
+    truncated one is neither success nor failure); default all. texts: a text equal to that of i or
+    of a peer already chosen fills a slot only when nothing else can. group: names each rollout's
+    problem; default one for all. Slots that cannot be filled stay empty.
 
     `seed` fixes one random order of the group's successes and one of its failures; every rollout
     takes the first of them that it may. So each rollout's peers are a uniform draw (but for equal
@@ -67,16 +67,17 @@ def choose_peers(
     seed for each run, step and problem, e.g. the tuple of them. Raises ValueError for an index
     outside the group or lists of different lengths.
     """
-    usable = [True] * len(correct) if usable is None else usable
-    texts = list(range(len(correct))) if texts is None else texts
-    if not 0 <= i < len(correct) or not len(correct) == len(usable) == len(texts):
+    n = len(correct)
+    usable, group = usable or [True] * n, group or [None] * n
+    texts = texts or list(range(n))
+    if not 0 <= i < n or not n == len(usable) == len(texts) == len(group):
         raise ValueError(
-            f"choose_peers: i={i}, {len(correct)} verdicts, {len(usable)} usable, "
-            f"{len(texts)} texts"
+            f"choose_peers: i={i}, {n} verdicts, {len(usable)} usable, {len(texts)} texts"
         )
+    mates = [j for j in range(n) if usable[j] and group[j] == group[i]]
 
     def others(verdict):
-        order = [j for j in range(len(correct)) if usable[j] and bool(correct[j]) is verdict]
+        order = [j for j in mates if bool(correct[j]) is verdict]
         # Shuffle first, leave i out afterwards: all rollouts of the group share one order.
         random.Random(repr((seed, verdict))).shuffle(order)
         return [j for j in order if j != i]
@@ -105,22 +106,14 @@ def draw(candidates, n, texts, rng, *, taken=()) -> tuple[int, ...]:
 def choose_control(kind, group, correct, i, *, usable, texts, seed=0) -> Peers:
     """An ablation with as many peers as contrastive: only *which* peers are shown changes.
 
-    All lists run over the whole step (S rollouts): group names each rollout's problem, the other
-    arguments are as for choose_peers, and so are the positions in the answer. Slots that cannot be
-    filled stay empty, counted in `empty`. "random": same slots and labels, drawn from the group
-    whatever the verdict. "unrelated": every slot a success of another problem, labelled a success.
-    "success_only": the failure slot becomes one more success of the same problem.
+    The lists run over the whole step; arguments and the positions in the answer are as for
+    choose_peers. Slots that cannot be filled stay empty, counted in `empty`. "random": same slots
+    and labels, drawn from the group whatever the verdict. "unrelated": every slot a success of
+    another problem, labelled a success. "success_only": the failure slot becomes one more success.
     """
     members = [j for j in range(len(correct)) if group[j] == group[i]]
-    like = choose_peers(
-        [correct[j] for j in members],
-        members.index(i),
-        n_success=2,
-        n_failure=1,
-        usable=[usable[j] for j in members],
-        texts=[texts[j] for j in members],
-        seed=seed,
-    )
+    told = {"usable": usable, "texts": texts, "group": group, "seed": seed}
+    like = choose_peers(correct, i, n_success=2, n_failure=1, **told)
     slots = len(like.successes) + len(like.failures)
     # Not i itself, which depends on the order of the problems in the step.
     rng = random.Random(repr((seed, members.index(i), kind)))

@@ -10,7 +10,6 @@ student in tiny.py. This file knows nothing of how a method works.
 import argparse
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
 import random
@@ -25,14 +24,14 @@ from transformers.utils import logging as transformers_logging
 
 import mopd
 import rollout
-import tiny
 import verifiers
 from loss import DIVERGENCES
-from runtime import checkpoint, data, fast_scoring, measure, models, parallel, report
+from runtime import checkpoint, fast_scoring, measure, parallel, report
 from runtime.checkpoint import append
 from runtime.fast_rollout import fused_norms, generate, rows_in_memory
 from runtime.metrics import describe
-from runtime.models import layouts_of, load_model, max_length, student_ids
+from runtime.models import max_length, student_ids
+from runtime.setup import Run, prepare
 
 
 def option(default, help, choices=None):
@@ -163,7 +162,7 @@ class Settings:
                 f"--rollouts {self.rollouts}: --method {self.method} compares rollouts, "
                 "so at least 2"
             )
-        if self.method == "opd" and self.teacher in (None, *COPIES):
+        if self.method == "opd" and self.teacher in (None, *mopd.COPIES):
             raise ValueError(
                 "--method opd needs --teacher MODEL: "
                 "without peers a copy of the student teaches nothing"
@@ -228,8 +227,6 @@ class Settings:
 
 
 MAY_BE_ZERO = ("ema_rate", "lr", "warmup_steps", "weight_decay", "eval_temperature", "seed")
-# teachers that are the student itself or a copy of it
-COPIES = ("ema", "frozen", "current")
 # Setting: (default for the tiny student, default for other models, which is the paper's). The tiny
 # teacher is frozen: training on prompts without peers makes so small a student forget how to read
 # peers, and an EMA teacher would forget with it. The tiny student's gradients have norms of about
@@ -250,12 +247,6 @@ DEFAULTS = {
     "eval_top_p": (1.0, 0.95),
 }
 MICRO_TOKENS_ON_CPU = 2048  # the activations of 8192 would fill a laptop's memory
-# what a resumed run may change
-MAY_CHANGE = {
-    *("eval_data", "eval_every", "eval_problems", "eval_rollouts", "eval_temperature"),
-    *("eval_top_p", "steps", "save_every", "keep", "out", "resume", "force"),
-    *("device", "micro_tokens", "gradient_checkpointing"),
-}
 # the headings of --help, by the setting that each stands above
 GROUPS = {
     "task": "task, model and data",
@@ -295,115 +286,6 @@ def parse(arguments: list[str], program: str = "train.py") -> Settings:
         return Settings(**vars(parser.parse_args(arguments)))
     except ValueError as error:
         parser.exit(2, f"{program}: error: {error}\n")
-
-
-# --- data and models ---
-
-
-@dataclass
-class Run:
-    """What a run consists of, made by `prepare`."""
-
-    settings: Settings
-    out: Path
-    student: torch.nn.Module
-    tokenizer: object
-    teacher: mopd.Teacher
-    optimizer: torch.optim.Optimizer
-    train: list[mopd.Problem]
-    held_out: list[mopd.Problem]
-    inputs: dict  # checksums of data and models
-    autocast: object
-    done: int = 0  # steps taken
-    saved: int = 0  # steps in the last checkpoint
-    fits: dict = field(default_factory=dict)  # see checkpoint.within_memory
-    first: tuple | None = None  # rollouts of step 1, if the teacher was measured on them
-    measured: dict | None = None  # that measurement, see runtime/measure.py
-
-
-def load(settings: Settings):
-    """(student, tokenizer, teacher, training problems, held-out problems, checksums).
-
-    Raises ValueError or OSError for data and models that cannot be used.
-    """
-    s, out, held_out, external = settings, Path(settings.out), [], ()
-    if s.model == "tiny":
-        train, held_out = (
-            [data.read_row(row, s.task, n) for n, row in enumerate(rows)]
-            for rows in tiny.problems(s.task, seed=s.seed)
-        )
-        student, tokenizer = tiny.build(
-            s.task,
-            instruction=verifiers.INSTRUCTIONS[s.task],
-            verify=verifiers.verify,
-            folder=out.parent,
-            device=s.device,
-        )
-    else:
-        fields = dict(
-            prompt_field=s.prompt_field, answer_field=s.answer_field, system_field=s.system_field
-        )
-        train = data.read_problems(s.data, s.task, **fields)
-        if s.eval_data:
-            held_out = data.read_problems(s.eval_data, s.task, **fields)
-            if data.find_file(s.data).samefile(data.find_file(s.eval_data)):
-                print(
-                    "warning: --data and --eval-data are the same file: "
-                    "the evaluation is not held out"
-                )
-        student, tokenizer = load_model(s.model)
-        # raises ValueError for a model that the sampler cannot handle
-        generate(student, [[0, 1], [0]], 2, max_new_tokens=2, stop_ids=[])
-    inputs = {
-        "data": checkpoint.checksum_of_rows(train),
-        "eval_data": checkpoint.checksum_of_rows(held_out),
-        "model": checkpoint.checksum_of_model(student, tokenizer, weights=False),
-    }
-    limits = (student, tokenizer, s.max_new_tokens)
-    train = data.fitting(train, *limits, s.data or "the tiny world")
-    if s.eval_data or held_out:
-        held_out = data.fitting(held_out, *limits, s.eval_data or "the tiny world")
-        held_out = random.Random(s.seed).sample(held_out, min(s.eval_problems, len(held_out)))
-    if len(train) < s.problems:
-        raise ValueError(
-            f"{len(train)} usable training rows are fewer than --problems {s.problems}"
-        )
-    if s.teaches and s.teacher not in COPIES:
-        external = load_model(s.teacher)
-        inputs["teacher"] = checkpoint.checksum_of_model(*external)
-        external[0].to(getattr(torch, s.dtype))  # not trained: no float32 master weights
-    if s.gradient_checkpointing:
-        models.recompute_activations(student)
-    teacher = mopd.make_teacher(
-        s.teacher if s.teaches else "current", student, tokenizer, *external
-    )
-    if s.layout == "turns" and "turns" not in layouts_of(teacher.tokenizer):
-        raise ValueError(
-            "--layout turns: the chat template has no place for earlier turns of the assistant; "
-            "use turn"
-        )
-    return student, tokenizer, teacher, train, held_out, inputs
-
-
-def prepare(settings: Settings) -> Run:
-    """Load and check everything before any work; errors as in `load` and checkpoint.load."""
-    s, kind = settings, torch.device(settings.device).type
-    student, tokenizer, teacher, train, held_out, inputs = parallel.in_turn(lambda: load(s))
-    for model in (student, teacher.model):
-        parallel.shard(model, device=s.device, dtype=s.dtype)
-    # fused: the default implementation holds temporary copies of all weights in a step
-    optimizer = torch.optim.AdamW(
-        student.parameters(), lr=s.lr, weight_decay=s.weight_decay, fused=kind == "cuda"
-    )
-    autocast = contextlib.nullcontext
-    if s.dtype == "bfloat16":
-        autocast = functools.partial(torch.autocast, kind, torch.bfloat16)
-    run = Run(
-        s, Path(s.out), student, tokenizer, teacher, optimizer, train, held_out, inputs, autocast
-    )
-    if s.resume:
-        checkpoint.load(run, MAY_CHANGE)
-    return run
 
 
 # --- the loop ---

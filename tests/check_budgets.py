@@ -28,13 +28,11 @@ BUDGETS = {
 # Formatted sizes of the files that were over budget on 2026-11-28. They may only fall; a file that
 # meets its budget leaves the list.
 CEILINGS = {
-    "peer_context.py": 227,
-    "mopd.py": 475,
-    "loss.py": 355,
+    "mopd.py": 440,
+    "loss.py": 347,
     "verifiers.py": 552,
     "math_answers.py": 1129,
     "sandbox.py": 952,
-    "train.py": 704,
 }
 
 

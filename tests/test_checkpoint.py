@@ -25,7 +25,7 @@ import mopd
 import sandbox
 import train
 import verifiers
-from runtime import checkpoint, fast_rollout, parallel
+from runtime import checkpoint, fast_rollout, parallel, setup
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork and signals")
 WHERE = {
@@ -776,12 +776,7 @@ def test_out_of_memory_with_one_rollout_alone_ends_the_run_in_one_line(
         folder, tmp_path / "out", "--layout", "turn"
     )  # else step 1 is sampled to measure
     arguments = [a for a in arguments if a != "--eval-data" and not a.endswith("eval.jsonl")]
-    generate = train.generate  # not for the trial at the start
-    monkeypatch.setattr(
-        train,
-        "generate",
-        lambda *args, **options: options["stop_ids"] and generate(*args, **options),
-    )
+    monkeypatch.setattr(setup, "generate", lambda *args, **options: None)  # the trial at the start
     error = assert_fault(capsys, arguments, f"out of memory in {says}")
     assert "one rollout at a time" in error
 

@@ -234,7 +234,7 @@ JOB = r"""
 import json, os, pathlib, signal, sys, threading, time
 import torch
 import mopd, train
-from runtime import parallel
+from runtime import parallel, setup
 settings = json.loads(sys.argv[1])
 leave, parallel.leave = parallel.leave, parallel.wait                   # one group for all of it
 
@@ -249,14 +249,14 @@ def fails(arguments):
 parallel.join()
 rank = torch.distributed.get_rank()
 report = {"flag": fails(settings["flag"]), "folder": fails(settings["folder"])}
-load = train.load
+load = setup.load
 def broken(s):
     if rank == 1:
         raise ValueError("only rank 1 cannot read this")
     return load(s)
-train.load = broken
+setup.load = broken
 report["one"] = fails(settings["plain"])
-train.load = load
+setup.load = load
 report["agree"] = [parallel.agree(rank == 1), parallel.agree(False)]
 
 prepare = train.prepare
