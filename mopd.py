@@ -23,6 +23,7 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 import torch
 
@@ -276,39 +277,35 @@ def peer_body(text: str, tokenizer, budget: int) -> tuple[str, bool]:
 # --- 3. score and differentiate ---
 
 
-def student_tokens(attempt: Attempt) -> int:
-    return len(attempt.rollout.prompt_ids) + len(attempt.rollout.ids)
+student_prompt, teacher_prompt = attrgetter("rollout.prompt_ids"), attrgetter("teacher_ids")
 
 
-def teacher_tokens(attempt: Attempt) -> int:
-    return len(attempt.teacher_ids) + len(attempt.rollout.ids)
+def longer_prompt(attempt: Attempt) -> list[int]:
+    return max(student_prompt(attempt), teacher_prompt(attempt), key=len)
 
 
-def longer_tokens(attempt: Attempt) -> int:
-    return max(student_tokens(attempt), teacher_tokens(attempt))
-
-
-def microbatches(attempts, budget: int, size=longer_tokens) -> list[list[Attempt]]:
+def microbatches(attempts, budget: int, prompt=longer_prompt, model=None) -> list[list[Attempt]]:
     """Attempts with a weight, sorted by length, in batches of at most `budget` tokens with padding.
 
-    A single attempt that is longer than the budget is a batch of its own.
+    prompt: what is read before the completion. A single attempt that is longer than the budget is
+    a batch of its own. model: ignored here; the fast twin asks it whether prompts can be shared.
     """
+    sized = [(len(prompt(a)) + len(a.rollout.ids), a) for a in attempts if a.weight]
     batches = []
-    for a in sorted((a for a in attempts if a.weight), key=size, reverse=True):
+    for size, a in sorted(sized, key=lambda pair: pair[0], reverse=True):
         # The first attempt of a batch is its longest: the others are padded to it.
-        if batches and (len(batches[-1]) + 1) * size(batches[-1][0]) <= budget:
+        if batches and (len(batches[-1]) + 1) * longest <= budget:
             batches[-1].append(a)
         else:
-            batches.append([a])
+            batches, longest = [*batches, [a]], size
     return batches
 
 
 def hidden_states(model, prompts, completions) -> torch.Tensor:
     """Final hidden states (N, D) at the positions that predict the completion tokens.
 
-    prompts, completions: lists of B lists of token ids; N counts all completion tokens, row after
-    row. Right padding: with causal attention no real token sees it, and every row keeps positions
-    0, 1, 2, ...
+    prompts, completions: B lists of token ids each; N counts all completion tokens, row after row.
+    Right padding: with causal attention no real token sees it, and rows keep positions 0, 1, 2...
     """
     rows = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
@@ -324,11 +321,12 @@ def hidden_states(model, prompts, completions) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Parts:
-    """The three pieces that have a faster twin with the same signature and results in runtime/."""
+    """The pieces that have a faster twin with the same signature and results in runtime/."""
 
     hidden_states: Callable = hidden_states
     distill_loss: Callable = loss.distill_loss
     nll_loss: Callable = loss.nll_loss
+    microbatches: Callable = microbatches
 
 
 def backward(
@@ -365,7 +363,7 @@ def backward(
         options |= dict(divergence=divergence, top_k=top_k)
         with timed(seconds, "teacher", student):
             states = teacher_states(teacher, attempts, micro_tokens, autocast, parts)
-    for batch in my_microbatches(attempts, micro_tokens, student_tokens):
+    for batch in my_microbatches(attempts, micro_tokens, student_prompt, student, parts):
         with timed(seconds, "student", student):
             targets = targets_of(batch, total, reduction, head(student).device)
             score = functools.partial(
@@ -380,15 +378,16 @@ def backward(
     return sums.metrics(teaches)
 
 
-def my_microbatches(attempts, budget: int, size) -> list[list[Attempt]]:
-    """`microbatches` of this process's part of the attempts; with several processes equally many.
+def my_microbatches(attempts, budget: int, prompt, model, parts: Parts) -> list[list[Attempt]]:
+    """Micro-batches of this process's part of the attempts; with several processes equally many.
 
     FSDP gathers the weights in every forward pass, so all processes must run the same number: the
     shorter lists are padded with a copy of weight 0, which changes neither loss nor gradient.
     """
-    counted = sorted((a for a in attempts if a.weight), key=longer_tokens, reverse=True)
-    ranks = range(parallel.world())
-    lists = [microbatches(counted[rank :: len(ranks)], budget, size) for rank in ranks]
+    if parallel.world() > 1:  # every one gets rows of all lengths
+        attempts = [a for batch in microbatches(attempts, budget) for a in batch]
+    shares = [attempts[rank :: parallel.world()] for rank in range(parallel.world())]
+    lists = [parts.microbatches(share, budget, prompt, model) for share in shares]
     [mine] = parallel.share(lists)
     missing = max(map(len, lists)) - len(mine)
     return mine + [[replace((mine or lists[0])[-1][-1], weight=0.0)] for _ in range(missing)]
@@ -399,10 +398,10 @@ def teacher_states(teacher: Teacher, attempts, budget: int, autocast, parts) -> 
     """{id of the rollout: the teacher's final hidden states (T, D)}; small beside its activations.
 
     A pass of its own, before the student's: the teacher reads longer rows, so its micro-batches
-    hold fewer, and those with the same context stand side by side.
+    hold fewer, and equal contexts stand side by side.
     """
     found = {}
-    for batch in my_microbatches(attempts, budget, teacher_tokens):
+    for batch in my_microbatches(attempts, budget, teacher_prompt, teacher.model, parts):
         prompts, completions = [a.teacher_ids for a in batch], [a.rollout.ids for a in batch]
         forward = functools.partial(parts.hidden_states, teacher.model, prompts, completions)
         with autocast():

@@ -392,6 +392,7 @@ def train_step(run: Run, step: int, abandonable=contextlib.nullcontext):
     rollouts to the run's folder.
     """
     s, seed, cuts = run.settings, run.settings.seed_of(step), {}
+    parts = mopd.Parts() if s.plain else fast_scoring.FAST
     with abandonable():
         attempts, retries, seconds = (
             run.first if run.first and step == 1 else sample_step(run, step)
@@ -433,7 +434,7 @@ def train_step(run: Run, step: int, abandonable=contextlib.nullcontext):
                     micro_tokens=micro_tokens,
                     autocast=run.autocast,
                     seconds=seconds,
-                    parts=mopd.Parts() if s.plain else fast_scoring.FAST,
+                    parts=parts,
                 )
             run.student.eval()
             return metrics, view
@@ -442,7 +443,7 @@ def train_step(run: Run, step: int, abandonable=contextlib.nullcontext):
         every = [dataclasses.replace(a, weight=1.0) for a in attempts]
 
         def one_at_a_time(micro_tokens):
-            batches = mopd.microbatches(every, micro_tokens, mopd.student_tokens)
+            batches = parts.microbatches(every, micro_tokens, mopd.student_prompt, run.student)
             return all(len(batch) == 1 for batch in batches)
 
         (metrics, view), more = checkpoint.within_memory(

@@ -39,6 +39,10 @@ def checksum_verdicts(task, texts, answers, workers):
     ]
 
 
+def lengths(attempts, prompt):
+    return [len(prompt(a)) + len(a.rollout.ids) for a in attempts]
+
+
 def flops(model, lengths, completion_tokens):
     """Of one forward pass over rows of these lengths, the output matrix at the completion tokens only."""
     layers = [
@@ -168,8 +172,8 @@ def main():
         2 * head(teacher.model).numel() * tokens
     )  # the loss multiplies with the teacher's, too
     work = {
-        "teacher": flops(teacher.model, [mopd.teacher_tokens(a) for a in scored], 0),
-        "student": 3 * flops(student, [mopd.student_tokens(a) for a in scored], tokens) + of_head,
+        "teacher": flops(teacher.model, lengths(scored, mopd.teacher_prompt), 0),
+        "student": 3 * flops(student, lengths(scored, mopd.student_prompt), tokens) + of_head,
     }
     median = {k: statistics.median(r[k] for r in rows[1:] or rows) for k in rows[0]}
     generated = sum(len(a.rollout.ids) for a in attempts)

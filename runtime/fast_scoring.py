@@ -1,7 +1,8 @@
-"""`hidden_states` of mopd.py, faster: prompts that several completions share are read once.
+"""`hidden_states` and `microbatches` of mopd.py, faster: what prompts share is read once.
 
-The K rollouts of a group share the student's prompt, and most of them the teacher's. Same
-arguments, same results up to rounding, gradients included."""
+The K rollouts of a group share the student's prompt, and the teacher's contexts of a group say
+nearly the same. Same arguments, same results up to rounding, gradients included.
+"""
 
 import inspect
 
@@ -11,17 +12,28 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 import mopd
 from runtime import parallel
 from runtime.fast_loss import distill_loss, nll_loss
-from runtime.models import head, product_dtype
+from runtime.prefix_tree import shared_hidden_states, tree_tokens
+
+COPIES = 4
+LEAST = 0.2  # share of the tokens that must be saved: reading in several passes costs more
 
 
 def hidden_states(model, prompts, completions) -> torch.Tensor:
-    """`mopd.hidden_states`, sharing prompts where there are two completions for each or more."""
-    few = 2 * len(set(map(tuple, prompts))) <= len(prompts)
-    # On a GPU whole rows are faster: its flash attention takes no mask. With several processes all
-    # must run the same number of forward passes, because each gathers the sharded weights.
-    if few and head(model).device.type == "cpu" and parallel.world() == 1 and can_share(model):
+    """`mopd.hidden_states`; the beginnings that prompts share are read once, where that pays."""
+    alone = sum(map(len, prompts))
+    saved = alone - tree_tokens(prompts) if shares(model) else 0
+    if saved > LEAST * (alone + sum(map(len, completions))):
         return shared_hidden_states(model, prompts, completions)
     return mopd.hidden_states(model, prompts, completions)
+
+
+def shares(model) -> bool:
+    """Whether prompts are shared in this run with this model.
+
+    Not on a GPU, where whole rows are faster: its flash attention takes no mask. Not with several
+    processes: all must run equally many forward passes, because each gathers the sharded weights.
+    """
+    return model.device.type == "cpu" and parallel.world() == 1 and can_share(model)
 
 
 def can_share(model) -> bool:
@@ -37,47 +49,42 @@ def can_share(model) -> bool:
     return takes and layers == {DynamicLayer} and not model.training
 
 
-def shared_hidden_states(model, prompts, completions) -> torch.Tensor:
-    """Reads each distinct prompt once, copies its cache to its completions: returns (N, D).
+def microbatches(attempts, budget: int, prompt=mopd.longer_prompt, model=None) -> list[list]:
+    """`mopd.microbatches`; where prompts are shared, whole groups, and a shared token counts once.
 
-    Gradients flow back through the copies. Prompts are padded on the right and the padding is
-    masked; every query still sees its own prompt, so no softmax gets an empty row.
+    Every completion gets a copy of its prompt's keys and values, which are small beside what a
+    token that is read takes: they may be COPIES times as many.
     """
-    device, cache = head(model).device, DynamicCache(config=model.config)
-    number = {prompt: n for n, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    source = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=device)
-    ends = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    width, steps = max(map(len, prompts)), max(map(len, completions)) - 1
-    ids = torch.tensor(
-        [list(prompt) + [0] * (width - len(prompt)) for prompt in number], device=device
-    )
-    states = model.base_model(
-        input_ids=ids, past_key_values=cache, use_cache=True
-    ).last_hidden_state
-    states = states[source, ends - 1][:, None]  # predicts the first completion token
-    if steps:
-        cache.batch_select_indices(source)
-        rows = [completion[:-1] + [0] * (steps + 1 - len(completion)) for completion in completions]
-        column = torch.arange(width + steps, device=device)
-        seen = (column < ends[:, None]) | (column >= width)
-        # Clamp the positions of padding to the row's last real one: they could exceed
-        # max_position_embeddings.
-        last = ends + torch.tensor(
-            [max(0, len(completion) - 2) for completion in completions], device=device
-        )
-        positions = torch.minimum(ends[:, None] + column[:steps], last[:, None])
-        later = model.base_model(
-            input_ids=torch.tensor(rows, device=device),
-            attention_mask=seen,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        states = torch.cat([states, later], dim=1)
-    return product_dtype(
-        torch.cat([row[: len(c)] for row, c in zip(states, completions, strict=True)])
+    if not shares(model):
+        return mopd.microbatches(attempts, budget, prompt)
+    groups = {}
+    for a in attempts:
+        if a.weight:
+            groups.setdefault(a.group, []).append(a)
+    batches, waiting = [], sorted(groups.values(), key=lambda group: longest(group, prompt))
+    while waiting:  # the group with the longest rows first
+        group = waiting.pop()
+        if batches and fits(batches[-1] + group, budget, prompt):
+            batches[-1] += group
+        elif len(group) == 1 or fits(group, budget, prompt):
+            batches.append(group)
+        else:  # equal prompts stay together
+            group = sorted(group, key=prompt)
+            waiting += [group[len(group) // 2 :], group[: len(group) // 2]]
+    return batches
+
+
+def longest(batch, prompt) -> int:
+    return max(len(prompt(a)) + len(a.rollout.ids) for a in batch)
+
+
+def fits(batch, budget: int, prompt) -> bool:
+    completions = len(batch) * max(len(a.rollout.ids) for a in batch)  # with padding
+    return (
+        tree_tokens(map(prompt, batch)) + completions <= budget
+        and len(batch) * longest(batch, prompt) <= COPIES * budget
     )
 
 
 # What train.py hands to mopd.backward unless --plain is given.
-FAST = mopd.Parts(hidden_states, distill_loss, nll_loss)
+FAST = mopd.Parts(hidden_states, distill_loss, nll_loss, microbatches)

@@ -430,14 +430,15 @@ def test_prompts_are_shared_only_where_the_cache_allows_it_and_it_pays(monkeypat
         a.weight = 1.0
     backward(model, None, attempts, method="rft")
     assert calls == [6]
-    backward(model, None, attempts[2:4], method="rft")  # two prompts for two rollouts
-    assert calls == [6]
+    backward(model, None, attempts[2:4], method="rft")  # two problems with one system message
+    backward(model, None, attempts[:1], method="rft")
+    assert calls == [6, 2]
     teacher = self_teacher(tiny(seed=1))
     for a in attempts:
         a.weight, a.teacher_ids = 1.0, adapters.student_ids(TOKENIZER, problem(a.group + 5))
     shared = backward(model, teacher, attempts)["loss"]  # the teacher's contexts are few too
     monkeypatch.setattr(fast_scoring, "can_share", lambda model: False)
-    assert calls == [6, 6, 6] and backward(model, teacher, attempts)["loss"] == pytest.approx(
+    assert calls == [6, 2, 6, 6] and backward(model, teacher, attempts)["loss"] == pytest.approx(
         shared, rel=1e-6
     )
 
