@@ -8,9 +8,9 @@ The reader knows the commands, functions, words and units in the tables below. W
 else, or does not fit the grammar, is *text*: equal only to the same text without its decoration.
 
     answer   = item {("," | "or") item}                  1, 2    x=1 or x=2
-    item     = side {("=" | "<" | ":" ...) side}         x = 5    0<x<3    3:4    x≡2 (mod 6)
-    side     = sum {"∪" sum} | quantity | words          (0,1)∪{3}
-    quantity = sum unit {number unit}                    5 km/h    2 hours 30 minutes    12 apples
+    item     = side {("=" | "<" | "≡" ...) side}         x = 5    0<x<3    x≡2 (mod 6)
+    side     = quantity {(":" | "∪") quantity} | words   3:4    (0,1)∪{3}
+    quantity = sum [unit {number unit}]                  5 km/h    2 hours 30 minutes    12 apples
     words    = {word | number}                           not even    June 20    twenty-five
     sum      = product {("+" | "-") product}             x^2 - 2x
     product  = power {["*" | "/" | "mod"] power}         2x    3/4    17 mod 5
@@ -21,7 +21,7 @@ else, or does not fit the grammar, is *text*: equal only to the same text withou
 
 For example 2\frac{1}{3}\text{ hours} is rewritten to (2+1/3) "hours" and read as
 
-    ("quantity", ("+", "+", (2, ("*", (1, ("inv", 3))))), (("h", 1),))    # 2: ("num", Fraction(2))
+    ("quantity", ("+", (2, ("*", (1, ("inv", 3))))), (("h", 1),))         # 2: ("num", Fraction(2))
 
 Trees are compared by value: numbers are exact fractions; variables, roots and functions are
 evaluated at random real points. Points where neither side is real are skipped: sqrt(x^3) is x
@@ -73,13 +73,10 @@ sock soldier solution son song spider spoon stamp star step stick sticker stone 
 student subset suit surfboard swimmer table team teacher ticket tile time tire toddler token tomato
 tourist toy train tree triangle trip trophy truck tulip turkey value vase vehicle video village
 visitor vote voter waffle way wheel window woman worker"""
-_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
-_ADJECTIVES = (
-    "additional different distinct extra full identical possible right total whole".split()
-)
-_SHORT_WORDS = """all any ask blue bus cup east else even girl gold gray her him his hot if is it
-its low man map may men mon more new no none north odd of off old on one out per raw sad she sq cu
-six sum tan the thu tie to too true two west who win yes you fri tue year zero""".split()
+_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}  # words before a unit: its power
+_POWERS |= dict.fromkeys("additional different distinct identical possible total".split(), 1)
+_SHORT_WORDS = """all any ask if is it its may no odd of off old on one out per she sq cu the tie
+to too two who you yes fri tue""".split()  # with _SYLLABLE's: else three variables
 
 
 def _pairs(text):
@@ -87,72 +84,61 @@ def _pairs(text):
     return dict(pair.split("=", 1) for pair in text.split())
 
 
-_IRREGULAR = _pairs(
-    "men=man women=woman children=child feet=foot people=person leaves=leaf loaves=loaf mice=mouse"
-)
-_DIGITS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
-fifteen sixteen seventeen eighteen nineteen""".split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_NUMBERS = dict(zip([*_DIGITS, *_TENS], [*range(20), *range(20, 100, 10)], strict=True))
+_IRREGULAR = _pairs("men=man women=woman children=child feet=foot people=person leaves=leaf")
+_NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"""
+_NUMBERS = {word: n if n < 20 else 10 * n - 180 for n, word in enumerate(_NUMBERS.split())}
 _PARTS = {"half": 2, "thirds": 3, "third": 3, "fourths": 4, "fifths": 5, "tenths": 10}
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3}
 _SCALES |= {"million": 10**6, "billion": 10**9, "trillion": 10**12}
-_OPERATOR_WORDS = _pairs(
-    "plus=+ minus=- times=* over=/ percent=% percentage=% pct=% degree=° degrees=° and=, or=or"
-)
-_TRIG = {name: getattr(cmath, name) for name in ("sin", "cos", "tan")}
+_OPERATORS = _pairs("""plus=+ minus=- times=* over=/ percent=% percentage=% pct=% degree=°
+degrees=° and=, or=or""")
+_TRIG = {"sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "cot": lambda z: 1 / cmath.tan(z)}
 _TRIG |= {"sec": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z)}
-_TRIG |= {"cot": lambda z: 1 / cmath.tan(z)}
 _FUNCTIONS = {**_TRIG, "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan}
+_FUNCTIONS |= {"sinh": cmath.sinh, "cosh": cmath.cosh, "tanh": cmath.tanh, "exp": cmath.exp}
 _FUNCTIONS |= {"log": cmath.log10, "lg": cmath.log10, "ln": cmath.log}
-_FUNCTIONS |= {name: getattr(cmath, name) for name in ("sinh", "cosh", "tanh", "exp")}
 _GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho
 sigma sigma tau upsilon phi chi psi omega""".split()  # in Unicode's order; sigma has two forms
-_NAMES = {*_GREEK, *map(str.capitalize, _GREEK), "ell", "hbar", "infty", "emptyset", "reals"}
-_NAMES |= {"varepsilon", "vartheta", "varphi", "varrho", *(f"set{c}" for c in "CNPQZ")}
+_NAMES = {*_GREEK, *map(str.capitalize, _GREEK), *(f"set{c}" for c in "CNPQRZ")}
+_NAMES |= set("ell hbar infty emptyset varepsilon vartheta varphi varrho".split())
 _APPLIED = set("f g h F G H zeta Gamma phi varphi psi sigma tau Phi".split())  # f(x) is no product
-_SAME = _pairs(r"""dfrac=frac tfrac=frac cfrac=frac nicefrac=frac sfrac=frac flatfrac=frac
-frac=frac dbinom=binom tbinom=binom binom=binom sqrt=sqrt times=× cdot=* ast=* bullet=* div=/ leq=≤
-le=≤ leqslant=≤ leqq=≤ geq=≥ ge=≥ geqslant=≥ geqq=≥ lt=< gt=> ne=≠ neq=≠ approx=≈ thickapprox=≈
-in=∈ cup=∪ pm=± mp=∓ lvert=| rvert=| vert=| mid=| langle=( rangle=) lbrack=[ rbrack=] lbrace=\{
-rbrace=\} lfloor=⌊ rfloor=⌋ lceil=⌈ rceil=⌉ infinity=infty inf=infty oo=infty varnothing=emptyset
+_SAME = _pairs(r"""times=× cdot=* ast=* bullet=* div=/ leq=≤ le=≤
+leqslant=≤ leqq=≤ geq=≥ ge=≥ geqslant=≥ geqq=≥ lt=< gt=> ne=≠ neq=≠ approx=≈ thickapprox=≈ in=∈
+cup=∪ pm=± mp=∓ lvert=| rvert=| vert=| mid=| langle=( rangle=) lbrack=[ rbrack=] lbrace=⦃ rbrace=⦄
+\{=⦃ \}=⦄ lfloor=⌊ rfloor=⌋ lceil=⌈ rceil=⌉ infinity=infty inf=infty oo=infty varnothing=emptyset
 degree=° percent=% \%=% **=^ ;=, colon=: equiv=≡ bmod=mod mod=mod pmod=pmod dots=… ldots=… cdots=…
 dotsc=… ...=… land=, lor=or""")
 _SAME |= {"<=": "≤", ">=": "≥", "!=": "≠", "==": "="}
+_KINDS = dict.fromkeys(_SAME.values(), "op") | dict.fromkeys(_NAMES, "var")
+_KINDS |= dict.fromkeys(_FUNCTIONS, "fn") | dict.fromkeys(("frac", "binom", "sqrt"), "built")
 _TEXT = "text|mbox|hbox|textbf|textit|textrm|textsf|textnormal|texttt|mathrm|mathsf|operatorname"
-_DECORATION = {*_TEXT.split("|")}
-_DECORATION |= set(
+_DECORATION = set(
     """left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr displaystyle textstyle
 scriptstyle quad qquad enspace thinspace medspace thickspace negthinspace limits nolimits boxed
 fbox framebox mathbf mathit mathcal boldsymbol bm bf rm it sf tt cal large Large LARGE huge Huge
 normalsize small footnotesize scriptsize tiny underline emph mathop mathord strut checkmark square
 blacksquare Box qed pounds euro hfill noindent centering ensuremath""".split()
-)
+).union(_TEXT.split("|"))
 _UNICODE = _pairs(r"""−=- –=- —=- ‐=- ‑=- ‒=- ×=\times ·=* ⋅=* ∙=* ∗=* ÷=/ ∕=/ ⁄=/ ⩽=≤ ≦=≤ ⩾=≥ ≧=≥
-∞=\infty √=\sqrt ∛=\sqrt[3] º=° ˚=° ′=' ’=' ∅=\emptyset ⟨=( ⟩=) 。=. 、=, …=\ldots ⋯=\ldots ℝ=\reals
-ℤ=\setZ ℕ=\setN ℚ=\setQ ℂ=\setC ∣=| ℃=°C ℉=°F €= £= ¥= ϕ=\phi ✓= ✔= ✅= ☑= ∎= ■= □=""")
+∞=\infty √=\sqrt ∛=\sqrt[3] º=° ˚=° ′=' ’=' ∅=\emptyset ⟨=( ⟩=) 。=. 、=, …=\ldots ⋯=\ldots ℝ=\setR
+ℤ=\setZ ℕ=\setN ℚ=\setQ ℂ=\setC ∣=| €= £= ¥= ✓= ✔= ✅= ☑= ∎= ■= □=""")
 _UNICODE |= dict.fromkeys("\ufe0f\u200b\u20d7", "") | dict.fromkeys("\u00a0\u2009\u202f\u3000", " ")
 _UNICODE |= {chr(0x3B1 + n): "\\" + name for n, name in enumerate(_GREEK)}
 _UNICODE |= {chr(0x391 + n): "\\" + name.capitalize() for n, name in enumerate(_GREEK)}
-_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
-_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙᵢ", "0123456789+-ni", strict=True))
 
 
 def _ascii(text):
     """Plain digits, signs and brackets: full-width 12 is 12, x₁ is x_{1}, ½ is a fraction."""
     text = re.sub("(\\d)[\u0305\u0307]", r"\\overline{\1}", text)  # 0.3̅
-    for marks, sign in ((_RAISED, "^"), (_LOWERED, "_")):
-        runs = re.split(f"([{''.join(marks)}]+)", text)
-        plain = [run.translate(str.maketrans(marks)) for run in runs[1::2]]
-        runs[1::2] = [f"{sign}{{{run}}}" for run in plain]
-        text = "".join(runs)
+    text = re.sub("[⁰¹²³⁴-⁹⁺⁻ⁿ]+", r"^{\g<0>}", text)
+    text = re.sub("[₀-₉₊₋ₙᵢ]+", r"_{\g<0>}", text)
     shown = []
     for c in text:
-        plain, digit = unicodedata.normalize("NFKC", c), unicodedata.decimal(c, None)
-        if unicodedata.decomposition(c).startswith("<fraction>"):
+        plain = str(unicodedata.decimal(c, unicodedata.normalize("NFKC", c)))
+        if "⁄" in plain[1:]:
             plain = r"\frac{%s}{%s}" % tuple(plain.split("⁄"))
-        plain = _UNICODE.get(c, plain if digit is None else str(digit))
-        plain = "".join(_UNICODE.get(part, part) for part in plain)
+        plain = _UNICODE.get(c) or "".join(_UNICODE.get(part, part) for part in plain)
         shown.append(plain + " " if re.search(r"\\[a-zA-Z]+$", plain) else plain)
     return "".join(shown)
 
@@ -162,76 +148,79 @@ def _ascii(text):
 _RULE_TABLE = r"""
 \\\$ ⇒ ¤                                                  # \$5 ≠ 5\text{ cents}
 [$~] ⇒ \x20                                               # $5$ = 5
+\\(?:[dtcs]|nice|flat)(frac|binom)(?![a-z]) ⇒ \\\1        # \dfrac{3}{4} = 3/4
 \^\s*\{?\s*(?:\\circ|\\degree|°)\s*\}? ⇒ °                # 90^{\circ} = 90°
-(?<=\d)\s*\^\s*\{?\s*TEXT\s*\{\s*o\s*\}(?:(?<=\}\})|\s*\})? ⇒ °    # 45^{\text{o}} = 45°
-(?<=\d)\s*\^\s*(?:o\b|\{\s*o\s*\}) ⇒ °                    # 45^o = 45°
+(?<=\d)\s*\^\s*(?:DEG|\{\s*DEG\s*\}) ⇒ °                  # 45^{\text{o}} = 45°
 °\s*([CF])(?![A-Za-z]) ⇒ ° "\1"                           # 25^\circ C = 25°\text{C}
-(?<=\d)\s*\^?\s*\{\s*TEXT\s*\{\s*ORD\s*\}\s*\} ⇒          # 12^{\text{th}} = 12
-(?<=\d)\s*\^?\s*(?:TEXT\s*\{\s*ORD\s*\}|\{\s*ORD\s*\}|ORD\b) ⇒    # 12th = 12
-\\[hv]?phantom\s*(?:\{[^{}]*\}|.)|\\[hv]space\*?\s*\{[^{}]*\} ⇒    # \phantom{-}5 = 5
-\\(?:text)?color(?:box)?\s*(?:\[[^\]]*\])?\s*\{[^{}]*\} ⇒ # \textcolor{red}{5} = 5
+(?<=\d)\s*\^?\s*(?:ORD|\{\s*ORD\s*\}) ⇒                   # 12^{\text{th}} = 12
+\\(?:[hv]?phantom|[hv]space\*?|SHADE)\s*(?:\{[^{}]*\}|-) ⇒    # \textcolor{red}{5} = 5
 (?<=[A-Za-z]{2})\.(?=\s) ⇒                                # 34\text{ sq. units} = 34
 \b([aApP])\.\s?([mM])\b\.? ⇒ \1\2                         # 9 a.m. = 9 am
 \\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\] ⇒ \\\\               # ⟦1\\[4pt]2⟧ = ⟦1\\2⟧
 \\begin\s*\{(?:MATRIX|array\}\s*\{[^{}]*)\} ⇒ ⟦           # \begin{array}{c}5\end{array} = ⟦5⟧
 (?:\\\\\s*)?\\end\s*\{(?:MATRIX|array)\} ⇒ ⟧ # \begin{pmatrix}5\end{pmatrix} = ⟦5⟧
-\{(IN*?)\\over(?![a-z])(IN*)\} ⇒ \\frac{\1}{\2}           # {4 \over 3} = 4/3
-\{(IN*?)\\choose(?![a-z])(IN*)\} ⇒ \\binom{\1}{\2}        # {5\choose 2} = 10
-^([^{}]*)\\over(?![a-z])([^{}]*)$ ⇒ \\frac{\1}{\2}        # 4\over 3 = 4/3
-^([^{}]*)\\choose(?![a-z])([^{}]*)$ ⇒ \\binom{\1}{\2}     # 5\choose 2 = 10
+(?:(\{)|^)(IN*?)\\(over|choose)(?![a-z])(IN*)(?(1)\}|$) ⇒ OVER  # {4 \over 3} = 4/3
 \^\s*\{?\s*\\prime\s*\}? ⇒ '                              # f^{\prime}(x) = f'(x)
-\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}? ⇒ \\overline{\1\2\3}     # 0.\dot{1}\dot{2} = 12/99
-(?<![\d.])(\d*)\.(\d*)\s*\\(?:overline|bar|dot)\s*\{?(\d+)\}? ⇒ REPEATING   # 0.1\overline{6} = 1/6
+(?<![\d.])(\d*)\.(\d*)\s*BAR(?:(\d*)\\dot\s*\{?(\d)\}?)? ⇒ REPEATING   # 0.\dot{1}\dot{2} = 12/99
 (?<![\d.])(\d*)\.(\d*)\((\d+)\) ⇒ REPEATING               # 0.(3) = 1/3
 (?<![\d.])\d{1,3}(?:(?:\{,\}|, ?\\! ?|\\[,;:! ] ?| |')\d{3})+(?!\d) ⇒ DIGITS    # 1\,722 = 1722
 (?<![\w.^])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,4})(?![\w.]) ⇒ (\1*10^{\2})    # 1.5e4 = 15000
-FRAC\s*(\d) ⇒ \\frac{\1}                                  # \frac12 = 1/2
-FRAC\s*(\{[^{}]*\})\s*(\d) ⇒ \\frac\1{\2}                 # \frac{1}23 ≠ 1/23
-(?<![\d.^_a-zA-Z])(?<!sqrt )(\d+)\s*FRAC\s*\{(\d+)\}\s*\{(\d+)\} ⇒ MIXED    # 2\frac{1}{3} = 7/3
+\\frac\s*(\d) ⇒ \\frac{\1}                                # \frac12 = 1/2
+\\frac\s*(\{[^{}]*\})\s*(\d) ⇒ \\frac\1{\2}               # \frac{1}23 ≠ 1/23
+(?<![\d.^_a-zA-Z])(?<!sqrt )(\d+)\s*\\frac\s*\{(\d+)\}\s*\{(\d+)\} ⇒ MIXED    # 2\frac{1}{3} = 7/3
 (?<![\d^_.])(\d+)\s+(\d+)\s*/\s*(\d+)(?!\d) ⇒ MIXED       # 2 1/2 = 5/2
-FRAC\s*\{\s*DIFF([a-z])\s*\}\s*\{\s*DIFF([a-z])\s*\} ⇒ \\frac{d\1}{d\2} # \frac{d y}{d x} = dy/dx
+\\frac\s*\{\s*DIFF([a-z])\s*\}\s*\{\s*DIFF([a-z])\s*\} ⇒ \\frac{d\1}{d\2} # \frac{d y}{d x} = dy/dx
 \b(\d[\d.]*) [a-z]+ (?:with|of) (\d[\d.]*)(?: [a-z]+)? each\b ⇒ \1*\2 # 3 bags of 4 pens each = 12
 (?<=\d)\s*[xX]\s*10\s*\^ ⇒ *10^                            # 1.5 x 10^4 = 15000
 \b(years?|feet|inches|miles|hours|days) (?:old|tall|long|away|wide|ago)\b ⇒ \1 # 9 years old = 9
-FRAC\{\s*TEXT\{([a-z ]+)\}\}\{\s*TEXT\{(IN*)\}\} ⇒ \\text{\1/\2} # 5\frac{\text{km}}{\text{h}} = 5
-\b((?:twen|thir|for|fif|six|seven|eigh|nine)ty|one|two)-(?=[a-z]) ⇒ \1\x20 # sixty-two = 62
-\bhundred and\b ⇒ hundred                                 # one hundred and five = 105
+\\frac\{\s*TEXT\{([a-z ]+)\}\}\{\s*TEXT\{(IN*)\}\} ⇒ \\text{\1/\2} # 5\frac{\text{km}}{\text{h}} = 5
+\b(hundred(?= and )|\w+ty(?=-)|one(?=-)|two(?=-))(?:-| and )(?=[a-z]) ⇒ \1\x20 # sixty-two = 62
 \bdivided by\b ⇒ over                                     # 6 divided by 3 = 2
 (hours?|hr|feet|ft|days?)\s+and\s*\}?\s*(?=\d+\s*(?:TEXT\{\s*)?[mhi]) ⇒ \1\x20 # 1 hr and 5 min = 65
 \((?:\s*|TEXT\s*\{\s*)\\?[bp]?mod\b(?:\s*\})?([^()]*)\) ⇒ \\pmod{\1} # x≡2 (mod 6) = x≡2\pmod6
-\b[Aa]ll (?:reals|real numbers)\b|\\mathbb\s*\{?\s*R\s*\}?|\\R\b ⇒ \\reals\x20 # \mathbb R = (-∞,∞)
+(\\equiv.*?|≡.*?)\\b?mod\b ⇒ \1\\pmod                      # x\equiv 2\bmod 6 = x≡2\pmod 6
+\b[Aa]ll (?:reals|real numbers)\b|\\R\b ⇒ \\setR\x20   # \R = (-∞,∞)
 \\mathbb\s*\{?\s*([A-Z])\s*\}? ⇒ \\set\1\x20              # x\in\mathbb{Z} = x\in\mathbb Z
-^\s*\\\{\s*([a-z])(?:\s*\\in\s*\\reals)?\s*(?:\\mid\b|\||:)(.*)\\\}\s*$ ⇒ \2   # \{x\mid x>0\} = x>0
-\\reals\s*(?:\\setminus|-)\s*\\\{([^{},]*)\\\} ⇒ x\\ne\1 # \R\setminus\{0\} = (-∞,0)\cup(0,∞)
+^\s*\\\{\s*([a-z])(?:\s*\\in\s*\\setR)?\s*(?:\\mid\b|\||:)(.*)\\\}\s*$ ⇒ \2    # \{x\mid x>0\} = x>0
+\\setR\s*(?:\\setminus|-)\s*\\\{([^{},]*)\\\} ⇒ x\\ne\1   # \R\setminus\{0\} = (-∞,0)\cup(0,∞)
 \s*\bis the (?:final )?answer\b ⇒                         # \text{42 is the answer} = 42
 TEXT\s*\{\s*([\dA-Z]*\d[\dA-Z]*)\s*\}\s*_ ⇒ \1_           # \text{A5}_{11} = A5_{11}
 \\triangle\s*([A-Z]{3})(?![A-Za-z]) ⇒ TRIANGLE            # \triangle ACB = \triangle ABC
 \\angle\s*([A-Z]{1,3})(?![A-Za-z]) ⇒ ANGLE                # \angle ABC = \angle CBA
-([_^])\s*\{\s*(\w)\s*\} ⇒ \1\2                            # \sum_{k}^{n} k = \sum_k^n k
-\\(mathbf|boldsymbol|bm)\s*\{\s*([a-zA-Z])\s*\} ⇒ \\\1 \2 # \mathbf{a}\times b = \mathbf a\times b
+([_^]|\\(?:mathbf|boldsymbol|bm))\s*\{\s*(\w)\s*\} ⇒ \1 \2    # \sum_{k}^{n} k = \sum_k^n k
 TEXT\s*\{(IN*)\} ⇒ QUOTED                                 # 5\text{ cm} = 5 cm
 \\begin\s*\{(cases|aligned|align\*?|gathered|split)\}(.*?)\\end\s*\{\1\} ⇒ ROWS # LINES = x=1,y=2
+((?:\d[\dA-Z]*|[A-Z]+\d[\dA-Z]*)(?:\.[\dA-Z]+)?)\s*_\s*(\{\s*\d\d?\s*\}|\d\d?) ⇒ BASED  # 12_5 = 7
+^\s*LABEL ⇒                                               # \text{Total: }42 = 42
+^(.*?\S)((?:\s|\\q?quad|\\[,; ])*)\(([^()]*)\)[\s.]*$ ⇒ REMARK    # 5 (rounded) = 5
+(?<=.)(?:FOR) ⇒ DOMAIN                                    # k\pi, k\in\mathbb Z = k\pi
 """
 _SHORTHAND = {
+    "DEG": r"(?:o\b|TEXT\s*\{\s*o\s*\})",
+    "ORD": r"(?:(?:st|nd|rd|th)\b|TEXT\s*\{\s*(?:st|nd|rd|th)\s*\})",
     "TEXT": rf"\\(?:{_TEXT})",
-    "FRAC": r"\\(?:[dtc]|nice|s|flat)?frac",
-    "ORD": r"(?:st|nd|rd|th)",
+    "SHADE": r"(?:text)?color(?:box)?\s*(?:\[[^\]]*\])?",
     "IN": r"(?:[^{}]|\{[^{}]*\})",  # inside braces, one more level deep
+    "BAR": r"\\(?:overline|bar|dot)\s*\{?(\d+)\}?",
     "DIFF": r"(?:d|\\(?:mathrm|text|rm)\s*\{?\s*d\s*\}?)\s*",
     "MATRIX": "[pbB]?matrix|smallmatrix",
     "LINES": r"\begin{aligned}x&=1\\y&=2\end{aligned}",
-}
-
-
-def _mixed(m):
-    return f"({m[1]}+{m[2]}/{m[3]})" if int(m[2]) < int(m[3]) else m[0]
+    "LABEL": r"""(?i:(?:"[a-z]{2,}"\s*)+:(?=\s*[^"\s])|(?:"(?:so|thus|hence|there|are|we|get|have)"
+[\s,]*)+|(?:"?the"?\s+)?(?:"?(?:final|correct)"?\s+)?"?(?:answer|total|result|solution|sum|value
+|product|difference|area|perimeter|volume|length|number|cost)"?\s*(?::|"?is\b"?))""",
+    "FOR": r""",?\s*"?(?:for|where|with)"?\s+"?(?:any|all|every|each|some|integers?|real|constant
+|natural|positive|[a-z])"?(?![A-Za-z(]).*$|[,(]\s*[a-zA-Z]\s*(?:\\in\b|∈)\s*\\set[A-Z]\s*\)?\s*$""",
+}  # a meaning may run over several lines
+_OVER = {"over": "frac", "choose": "binom"}
+_DOMAINS = _pairs("setZ=Z integer=Z setN=N natural=N setR=R real=R")
+_WORDS = {*_SCALES, *_NUMBERS, *_OPERATORS, *_FUNCTIONS, "sqrt", "pi"} - {"or", "and"}
 
 
 def _repeating(m):
     """Of 0.1(6): (16 - 1) / 90."""
-    whole, first, period = m[1] or "0", m[2], m[3]
-    top = int(whole + first + period) - int(whole + first)
-    return f"({top}/{'9' * len(period)}{'0' * len(first)})"
+    whole, first, *period = m.groups("")
+    start, period = (whole or "0") + first, "".join(period)
+    return f"({int(start + period) - int(start)}/{'9' * len(period)}{'0' * len(first)})"
 
 
 def _rows(m):
@@ -243,126 +232,97 @@ def _rows(m):
     return r"\{" + ",".join(f"({row})" for row in rows) + r"\}"
 
 
+def _based(m):
+    """12_5 is 7; a digit that does not fit the base is left."""
+    (whole, _, part), base = m[1].partition("."), int(m[2].strip("{} "))
+    if not 2 <= base <= 36 or max(int(c, 36) for c in whole + part) >= base:
+        return m[0]
+    return f"({int(whole + part, base)}/{base ** len(part)})"
+
+
+def _remark(m):
+    """(rounded), (or 0.5), (since 2+3=5), (units), (x>0); not f(x>0), (5 million), 3 (mod 5)."""
+    before, space, inside = m.groups()
+    words = {word.lower() for word in re.findall(r"(?<!\\)\b[A-Za-z]{2,}", inside)}
+    if words and not words & _WORDS:
+        goes = not re.search(r"[-+*/^_=(,]$|\\[a-z]+$", before)
+    else:
+        goes = space and re.search(r"[<>≠=]|\\(?:[gl]eq?|neq?|[gl]t)\b", inside)
+    return before if goes else m[0]
+
+
 _REPLACEMENTS = {
-    "MIXED": _mixed,
+    "MIXED": lambda m: f"({m[1]}+{m[2]}/{m[3]})" if int(m[2]) < int(m[3]) else m[0],
     "REPEATING": _repeating,
     "ROWS": _rows,
+    "BASED": _based,
+    "REMARK": _remark,
+    "DOMAIN": lambda m: "∀" + next((kind for word, kind in _DOMAINS.items() if word in m[0]), ""),
+    "OVER": lambda m: rf"\{_OVER[m[3]]}{{{m[2]}}}{{{m[4]}}}",
     "DIGITS": lambda m: re.sub(r"\D", "", m[0]),
     "TRIANGLE": lambda m: f'"triangle {"".join(sorted(m[1]))}"',
     "ANGLE": lambda m: f'"angle {min(m[1], m[1][::-1])}"',
-    "QUOTED": lambda m: re.sub("[A-Za-z]+", r'"\g<0>"', f" {m[1]} "),
+    "QUOTED": lambda m: re.sub(r"(?<![\\A-Za-z])[A-Za-z]+", r'"\g<0>"', f" {m[1]} "),
 }
 _RULES, EXAMPLES = [], []  # [(pattern, replacement)], texts
 for _line in _RULE_TABLE.strip().splitlines():
     _rule, _, _example = _line.rpartition(" # ")
     _pattern, _, _new = _rule.partition(" ⇒")
     for _name, _meaning in _SHORTHAND.items():
-        _pattern = _pattern.replace(_name, _meaning)
+        _pattern = _pattern.replace(_name, _meaning.replace("\n", ""))
     _new = _new.strip().replace(r"\x20", " ")
     _RULES.append((re.compile(_pattern, re.S), _REPLACEMENTS.get(_new, _new)))
     EXAMPLES.append(_example.strip().replace("LINES", _SHORTHAND["LINES"]))
 _PLAIN_RULES = [(p, new) for p, new in _RULES if not re.match(r"\\\\|\\\{", p.pattern)]
-_LABEL = re.compile(  # "The answer is" 42, "Total": 42, "Number of apples": 42, "There are" 42
-    r'^\s*(?:(?:"[a-z]{2,}"\s*)+:(?=\s*[^"\s])|(?:"(?:so|thus|hence|there|are|we|get|have)"[\s,]*)+'
-    r'|(?:"?the"?\s+)?(?:"?(?:final|correct)"?\s+)?"?(?:answer|total|result|solution|sum|value|product'
-    r'|difference|area|perimeter|volume|length|number|cost)"?\s*(?::|"?is\b"?))',
-    re.I,
-)
-_DOMAIN = re.compile(  # what may follow an answer: for any c; where k is an integer; k\in\mathbb{Z}
-    r',?\s*"?(?:for|where|with)"?\s+"?(?:any|all|every|each|some|integers?|real|constant|natural|'
-    r'positive|[a-z])"?(?![A-Za-z(]).*$'
-    r"|[,(]\s*[a-zA-Z]\s*(?:\\in\b|∈)\s*\\(?:set[A-Z]|reals)\s*\)?\s*$",
-    re.S,
-)
-_DOMAINS = _pairs(r"setZ=Z integer=Z setN=N natural=N reals=R real=R")
-_REMARK = re.compile(r"^(.*?\S)((?:\s|\\q?quad|\\[,; ])*)\(([^()]*)\)[\s.]*$", re.S)
 _JOINED = re.compile(  # 1,234 is one number, but not inside (1,234)
     r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)(?![^()\[\]]*?(?:[)\]]|\\\}))"
 )
 _TOKEN = re.compile(
-    r"""(?P<based>(?:\d[\dA-Z]*|[A-Z]+\d[\dA-Z]*)(?:\.[\dA-Z]+)?\s*_\s*(?:\{\s*\d\d?\s*\}|\d\d?))
-    |(?P<num>\d+\.?\d*(?!\.\.)|\.\d+)|(?P<op>\\\\|\\[{}%]|\*\*|<=|>=|!=|==|\.\.\.)
+    r"""(?P<num>\d+\.?\d*(?!\.\.)|\.\d+)|(?P<op>\\\\|\\[{}%]|\*\*|<=|>=|!=|==|\.\.\.)
     |\\(?P<cmd>[a-zA-Z]+)|\\.|"(?P<text>[a-zA-Z ]+)"|(?P<word>[A-Za-z]+'*)|["`]|\s+|(?P<op2>.)""",
     re.X | re.S | re.A,
 )
 _SYLLABLE = re.compile("(?![abc]{3})[b-df-hj-np-tvw][aeiou][b-df-hj-np-tvw]")  # tom is not t o m
 
 
-class _Unreadable(Exception):
+class _Unreadable(ValueError):
     """Outside the grammar or beyond a bound."""
 
 
-def _rewrite(text):
-    """(text after the rules, domain of its variable or None): without labels, remarks and
-    conditions."""
-    text = text if text.isascii() else _ascii(text)
-    for pattern, new in _RULES if "\\" in text else _PLAIN_RULES:
-        text = pattern.sub(new, text)
-    text, domain = _LABEL.sub("", text).strip(), None
-    if (m := _REMARK.match(text)) and _is_remark(*m.groups()):
-        text = m[1]
-    if (m := _DOMAIN.search(text)) and m.start():
-        text = text[: m.start()]
-        domain = next((kind for word, kind in _DOMAINS.items() if word in m[0]), None)
-    return text, domain
-
-
-def _is_remark(before, space, inside):
-    """(rounded), (or 0.5), (since 2+3=5), (units), (x>0); not f(x>0), (5 million), 3 (mod 5)."""
-    words = {word.lower() for word in re.findall(r"(?<!\\)\b[A-Za-z]{2,}", inside)}
-    known = {*_SCALES, *_NUMBERS, *_OPERATOR_WORDS, *_FUNCTIONS, "sqrt", "pi"} - {"or", "and"}
-    if not words or words & known:
-        return bool(space and re.search(r"[<>≠=]|\\(?:[gl]eq?|neq?|[gl]t)\b", inside))
-    return not re.search(r"[-+*/^_=(,]$|\\[a-z]+$", before)
-
-
-@lru_cache(None)
-def _units():
-    """{name: (unit, dimension or unit, factor)}"""
-    table = {noun: (noun, noun, Fraction(1)) for noun in _NOUNS.split()}
-    for line in _UNITS.splitlines():
-        dimension, _, units = line.partition(":")
-        for names in map(str.split, units.split(",")):
-            factor = Fraction(1) if dimension == "-" or len(names) < 2 else names.pop(1)
-            unit = names[0], names[0] if dimension == "-" else dimension, Fraction(factor)
-            table |= dict.fromkeys(names, unit)
-    return table
+_UNIT = {noun: (noun, noun, Fraction(1)) for noun in _NOUNS.split()}  # name: unit, dimension, size
+for _line in _UNITS.splitlines():
+    _dimension, _, _units = _line.partition(": ")
+    for _name, *_others in map(str.split, _units.split(",")):
+        _size = Fraction(1 if _dimension == "-" else _others.pop(0))
+        _unit_row = (_name, _name if _dimension == "-" else _dimension, _size)
+        _UNIT |= dict.fromkeys([_name, *_others], _unit_row)
 
 
 @lru_cache(4096)
 def _unit(word):
-    """(unit, dimension, factor) of a word, or None. Single letters keep their case: m is not M."""
+    """(unit, dimension, size) of a word, or None. Single letters keep their case: m is not M."""
     word = _IRREGULAR.get(word.lower(), word)
     low = word.lower() if len(word) > 1 else word
     endings = {"": "", "s": "", "es": "", "ies": "y"}
     forms = [low.removesuffix(end) + new for end, new in endings.items() if low.endswith(end)]
-    found = (_units().get(form) for form in [word, *forms] if len(form) > 1 or form == word)
+    found = (_UNIT.get(form) for form in [word, *forms] if len(form) > 1 or form == word)
     return next(filter(None, found), None)
 
 
 def _tokens(text, join):
-    r"""List of (kind, value); kinds: num, var, word, fn, op, cmd (an unknown command) and letter (a
-    variable or unit from inside \text). `join`: 1,234 is one number."""
+    """[(kind, value)]: num, var, letter (in text), word, fn, built, op, or cmd for what is unknown.
+    `join`: 1,234 is one number."""
     text = _JOINED.sub(lambda m: m[0].replace(",", ""), text) if join else text
     tokens = []
     for m in _TOKEN.finditer(text):
         kind, value = m.lastgroup, m[m.lastgroup or 0]
-        if kind == "based":
-            digits, base = re.sub(r"[\s{}]", "", value).split("_")
-            (whole, _, part), base = digits.partition("."), int(base)
-            if not 2 <= base <= 36 or max(int(c, 36) for c in whole + part) >= base:
-                raise _Unreadable("a digit does not fit the base")
-            tokens.append(("num", Fraction(int(whole + part, base), base ** len(part))))
-        elif kind == "num":
+        if kind == "num":
             tokens.append(("num", Fraction(int(value) if value.isdigit() else value)))
         elif kind in ("cmd", "text", "word"):
             tokens += _name_tokens(value, kind)
         elif kind:
             is_unit = not value.isascii() and _unit(value)
             tokens.append(("word", value) if is_unit else ("op", _SAME.get(value, value)))
-    separators = (("op", ","), ("op", "or"))
-    following = zip(tokens, [*tokens[1:], None], strict=False)
-    tokens = [t for t, after in following if not (t == separators[0] and after in separators)]
     while tokens and tokens[-1] in [("op", sign) for sign in (".", ",", ":", r"\\")]:
         tokens.pop()
     return tokens
@@ -373,24 +333,19 @@ def _name_tokens(run, kind):
     are no word or unit are one variable each; dx is one; capitals are points."""
     low, name = run.lower(), _SAME.get(run, run)
     if kind == "cmd":
-        kinds = (("fn", _FUNCTIONS), ("var", _NAMES), ("op", _SAME.values()))
-        known = next((kind for kind, names in kinds if name in names), "cmd")
-        return [] if name in _DECORATION else [(known, name)]
+        return [] if name in _DECORATION else [(_KINDS.get(name, "cmd"), name)]
     if " " in run:  # angle ABC
         return [("word", run)]
     if len(run) == 1:
         return [("letter" if kind == "text" else "var", run)]
-    if low in _OPERATOR_WORDS:
-        return [("op", _OPERATOR_WORDS[low])]
-    if name in _FUNCTIONS:
-        return [("fn", name)]
-    if kind == "word" and name in ("pi", "infty", "sqrt", "binom"):
-        return [("var" if name in _NAMES else "op", name)]
+    if low in _OPERATORS:
+        return [("op", _OPERATORS[low])]
+    if name in _FUNCTIONS or kind == "word" and name in ("pi", "infty", "sqrt", "binom"):
+        return [(_KINDS[name], name)]
     short = len(run.rstrip("'")) <= 3 and not _SYLLABLE.fullmatch(run)
     known = low in _SHORT_WORDS or low in _NUMBERS or low in _SCALES or _unit(run)
-    if run.isupper() and short and not known:
-        return [("var", letter) for letter in run]
-    if kind == "text" or known or not short or run.istitle():
+    capitals = run.isupper() and short and not known
+    if not capitals and (kind == "text" or known or not short or run.istitle()):
         return [("word", low)]
     if run[0] == "d" and len(run) == 2:
         return [("var", run)]
@@ -398,8 +353,10 @@ def _name_tokens(run, kind):
 
 
 def _number_in_words(tokens):
-    """one hundred five, twenty five, 5 million: a Fraction, or None."""
+    """("num", q) of one hundred five, twenty five, 5 million; None of anything else."""
     total = group = Fraction(0)
+    if not any(kind == "word" for kind, _ in tokens):
+        return None
     for i, (kind, value) in enumerate(tokens):
         number = _NUMBERS.get(value) if kind == "word" else None
         if kind == "num" and i == 0:
@@ -407,135 +364,120 @@ def _number_in_words(tokens):
         elif number is not None and group % (100 if number > 9 else 10) == 0:
             group += number
         elif value in _PARTS and i and i == len(tokens) - 1:
-            return (total + group) / _PARTS[value]
+            return "num", (total + group) / _PARTS[value]
         elif kind == "word" and value == "hundred":
             group = (group or 1) * 100
         elif kind == "word" and value in _SCALES:
             total, group = total + (group or 1) * _SCALES[value], Fraction(0)
         else:
             return None
-    return total + group if any(kind == "word" for kind, _ in tokens) else None
+    return "num", total + group
 
 
 # --- the parser: lists, relations and sides are split at their signs, sums are read by descent ---
 
-_CLOSERS = {"(": ")]", "[": ")]", "{": "}", r"\{": (r"\}",), "|": "|", "⟦": "⟧", "⌊": "⌋", "⌈": "⌉"}
-_BRACKETS = {*_CLOSERS, ")", "]", "}", r"\}", "⟧", "⌋", "⌉"}
-_ZERO, _ONE, _MINUS_ONE = Fraction(0), Fraction(1), ("num", Fraction(-1))
+_CLOSERS = {"(": ")]", "[": ")]", "{": "}", "⦃": "⦄", "|": "|", "⟦": "⟧", "⌊": "⌋", "⌈": "⌉"}
+_ENCLOSED = {"|": "abs", "⌊": "floor", "⌈": "ceil"}
+_ZERO, _ONE, _END = Fraction(0), Fraction(1), ("end", "")
 _EXPRESSIONS = set("num var + * inv ^ ! ° % mod binom call".split())
 
 
-def _brackets(tokens):
-    """{index of an opening bracket: index of its closing one}; a lone bar is no bracket."""
-    stack, found = [], {}
-    for i, (kind, value) in enumerate(tokens):
-        if kind != "op" or value not in _BRACKETS:
-            continue
-        if value in _CLOSERS and not (value == "|" and stack and tokens[stack[-1]][1] == "|"):
-            stack.append(i)
-            continue
-        while stack and value != "|" and tokens[stack[-1]][1] == "|":
+def _nest(tokens):
+    """Each bracketed part as one token, ("group", (brackets, tokens)); a lone bar stays a sign."""
+    stack = [("", [])]  # opening bracket, tokens after it
+    for kind, value in [*tokens, _END]:
+        closes = kind == "end" or kind == "op" and value in ")]}⦄⟧⌋⌉"
+        while closes and stack[-1][0] == "|":  # P(A|B)
+            rest = stack.pop()[1]
+            stack[-1][1].extend([("op", "|"), *rest])
+        opener, inside = stack[-1]
+        if kind == "op" and opener and value in _CLOSERS[opener]:
             stack.pop()
-        if not stack or value not in _CLOSERS[tokens[stack[-1]][1]]:
-            raise _Unreadable("a bracket without its other")
-        found[stack.pop()] = i
-    if any(tokens[i][1] != "|" for i in stack):
-        raise _Unreadable("a bracket is not closed")
-    return found
+            stack[-1][1].append(("group", (opener + value, tuple(inside))))
+        elif kind == "op" and value in _CLOSERS and len(stack) <= MAX_DEPTH:
+            stack.append((value, []))
+        elif kind == "op" and (closes or value in _CLOSERS) or kind == "end" and opener:
+            raise _Unreadable("a bracket without its other, or too deep")
+        else:
+            inside.append((kind, value))
+    return stack[0][1][:-1]
 
 
 def _split(tokens, signs):
-    """Pieces of a token list between signs outside brackets, and the signs."""
+    """Pieces of a token list between signs, and the signs."""
     cuts = [i for i, (kind, value) in enumerate(tokens) if kind == "op" and value in signs]
-    if not cuts:
-        return [tokens], cuts
-    spans = _brackets(tokens).items()
-    cuts = [i for i in cuts if not any(start < i < end for start, end in spans)]
     starts, ends = [0, *(i + 1 for i in cuts)], [*cuts, len(tokens)]
     pieces = [tokens[start:end] for start, end in zip(starts, ends, strict=True)]
-    return pieces, [tokens[i][1] for i in cuts]
+    return pieces, "".join(tokens[i][1] for i in cuts)
 
 
-def _answer(tokens, depth, strict=True):
-    """Tree of a list of items; `strict`: text is refused, as inside brackets."""
-    if depth > MAX_DEPTH:
-        raise _Unreadable("too deep")
-    pieces, signs = _split(tokens, (",", "or"))
-    items = tuple(_item(piece, depth, strict) for piece in pieces)
-    return ("list", "or" if set(signs) == {"or"} else ",", items) if signs else items[0]
+_LEVELS = [("list", {",", "or"}), ("seq", {"pmod"}), ("rel", {*"=≈<>≤≥≠∈≡"}), ("seq", {":"})]
+_LEVELS.append(("union", {"∪"}))
 
 
-def _item(tokens, depth, strict):
-    pieces, signs = _split(tokens, "=≈<>≤≥≠∈:≡")
-    last, modulo = _split(pieces[-1], ("pmod", "mod") if "≡" in signs else ("pmod",))
-    if len(modulo) == 1:  # x ≡ 2 (mod 6)
-        pieces[-1:] = last
-    sides = tuple(_side(piece, depth, strict) for piece in pieces)
-    return ("mod" if modulo else "rel", "".join(signs), sides) if modulo or signs else sides[0]
+def _answer(tokens, depth, strict=True, level=0):
+    """Tree of an answer, split at the signs of each level; `strict`: no text, as in brackets."""
+    present = {value for kind, value in tokens if kind == "op"}
+    for deeper, (kind, signs) in enumerate(_LEVELS[level:], level + 1):
+        if present & signs:
+            pieces, found = _split(tokens, signs)
+            if kind == "list":  # "1, or 2" has an empty piece
+                pieces = [pieces[0], *filter(None, pieces[1:-1]), pieces[-1]]
+            return (kind, found, tuple(_answer(part, depth, strict, deeper) for part in pieces))
+    return _side(tokens, depth, strict)
 
 
 def _side(tokens, depth, strict):
-    kinds = [kind for kind, _ in tokens]
+    kinds = {kind for kind, _ in tokens}
     try:
-        parts, signs = _split(tokens, ("∪",))
-        if signs:
-            return ("union", "", tuple(_Sum(part, depth).whole() for part in parts))
-        has_words = "word" in kinds or "letter" in kinds
-        return _quantity(tokens, depth) if has_words else _Sum(tokens, depth).whole()
+        return (_quantity if kinds & {"word", "letter"} else _expression)(tokens, depth)
     except _Unreadable:
-        if "word" in kinds and set(kinds) <= {"word", "var", "letter", "num"}:
-            return ("words", " ".join(str(value) for _, value in tokens))
+        if "word" in kinds and kinds <= {"word", "var", "letter", "num"}:
+            return ("words", "", " ".join(str(value) for _, value in tokens))
         if strict:
             raise
-        return ("text", tuple(tokens))
+        return ("text", "", tuple(tokens))
 
 
 def _quantity(tokens, depth):
-    """A number in words, or a value and its unit. Several add up: 2 hours 30 minutes are 150
-    minutes."""
-    number = _number_in_words(tokens)
-    if number is not None:
-        return ("num", number)
-    found, parts, start, i = _brackets(tokens), [], 0, 0
+    """A number in words, or a value and its unit; 2 hours 30 minutes are 150 minutes."""
+    parts, start, i = [], 0, 0
     while i < len(tokens):
-        unit, end = _unit_at(tokens, i) if i > start else (None, i)
+        unit, end = _unit_at(tokens, i) if i > start else ((), i)
         if unit:
-            number = _number_in_words(tokens[start:i])
-            value = _Sum(tokens[start:i], depth).whole() if number is None else ("num", number)
-            parts.append((value, unit))
-            start = i = end
-        i = i if unit else found.get(i, i) + 1
-    if len(parts) < 2 and start in (0, len(tokens)):
-        return ("quantity", *parts[0]) if parts else _Sum(tokens, depth).whole()
-    units = [_unit(unit[0][0]) for _, unit in parts if unit[0][1:] == (1,)]
+            parts.append(("quantity", _expression(tokens[start:i], depth), unit))
+            start = end
+        i = end if unit else i + 1
+    if not parts or len(parts) == 1 and start == len(tokens):
+        return parts[0] if parts else _expression(tokens, depth)
+    units = [_unit(unit[0][0]) for _, value, unit in parts if (value[0], unit[0][1]) == ("num", 1)]
     sizes = [size for _, dimension, size in units if dimension == units[0][1]]
-    is_plain = start == len(tokens) and all(tree[0] == "num" for tree, _ in parts)
-    if not is_plain or len(sizes) < len(parts) or sizes != sorted(set(sizes), reverse=True):
+    falling = len(sizes) == len(parts) and sizes == sorted(set(sizes), reverse=True)
+    if not falling or start < len(tokens):
         raise _Unreadable("several quantities")
-    total = sum(tree[1] * size for (tree, _), size in zip(parts, sizes, strict=True))
-    return ("quantity", ("num", total / sizes[-1]), parts[-1][1])
+    total = sum(value[1] * size for (_, value, _), size in zip(parts, sizes, strict=True))
+    return ("quantity", ("num", total / sizes[-1]), parts[-1][2])
 
 
 def _unit_at(tokens, i):
-    """(((unit, power), ...), index after it) of a unit that starts at i: km/h, m s^{-2}, square
-    feet."""
+    """(((unit, power), ...), index after it) of a unit at i: km/h, m s^{-2}, square feet."""
     unit, sign, power = {}, 1, 1
     while i < len(tokens):
-        kind, value = tokens[i]
-        after = tokens[i + 1] if i + 1 < len(tokens) else ("end", "")
-        more = unit and after[0] in ("word", "letter", "var") and _unit(after[1])
-        if kind == "op" and value in ("/", "*", "×") and more:
+        (kind, value), after = tokens[i], [*tokens[i + 1 : i + 2], _END][0]
+        named = after[0] in ("word", "letter", "var")
+        if kind == "op" and value in "/*×" and unit and named and _unit(after[1]):
             sign = -1 if value == "/" else 1
-        elif kind == "word" and value in _POWERS:
+        elif kind == "word" and value in _POWERS and named:
             power = _POWERS[value]
         elif kind == "word" and value == "per":
             sign = -1
-        elif kind == "word" and value in _ADJECTIVES and after[0] == "word":
-            pass
         elif known := (kind in ("word", "letter") or kind == "var" and unit) and _unit(value):
-            shown = "".join(str(value) for _, value in tokens[i + 1 : i + 6])  # each is one sign
-            if exponent := re.match(r"\^(?P<braced>\{)?(-?\d)(?(braced)\})", shown):
-                power, i = int(exponent[2]), i + len(exponent[0])
+            if after == ("op", "^"):
+                exponent = _Sum(tokens[i + 2 :], 0)
+                kind, power = exponent.signed(exponent.atom)[:2]
+                if kind != "num":
+                    raise _Unreadable("the power of a unit")
+                i += 1 + exponent.at
             unit[known[0]] = unit.get(known[0], 0) + sign * power
             sign, power = 1, 1
         else:
@@ -544,53 +486,52 @@ def _unit_at(tokens, i):
     return tuple(sorted(unit.items())), i
 
 
+def _negative(tree):
+    return ("num", -tree[1]) if tree[0] == "num" else ("*", (("num", -_ONE), tree))
+
+
 class _Sum:
-    """Recursive descent over the tokens of one side. Trees: (num, q), (var, name), (+, signs,
-    parts), (*, factors), (inv, x), (^, x, y), (!, x), (°, x), (%, x), (mod, x, y), (binom, n, k),
-    (call, name, x), (apply, name, x), (set, "", items), (seq, brackets, items), (rows, "", items),
-    (cells, "", items)."""
+    """Recursive descent over the nested tokens of one side. Trees: (num, q), (var, name),
+    (+, parts), (*, factors), (inv, x), (^, x, y), (!, x), (°, x), (%, x), (mod, x, y),
+    (binom, n, k), (call, name, x), (set, "", items), (seq, brackets, items)."""
 
     def __init__(self, tokens, depth):
-        self.tokens, self.at, self.depth, self.found = tokens, 0, depth, _brackets(tokens)
-
-    def whole(self):
-        tree = self.sum()
-        if self.at < len(self.tokens):
-            raise _Unreadable("something is left")
-        return tree
+        self.tokens, self.at, self.depth = tokens, 0, depth
 
     def peek(self):
-        return self.tokens[self.at] if self.at < len(self.tokens) else ("end", "")
+        return self.tokens[self.at] if self.at < len(self.tokens) else _END
 
     def take(self, *signs):
         kind, value = self.peek()
         self.at += (found := kind == "op" and value in signs)
         return value if found else None
 
+    def opens(self, brackets):
+        kind, value = self.peek()
+        return kind == "group" and value[0][0] in brackets
+
     def sum(self):
-        parts, signs = [self.product()], ""
+        parts = [self.product()]
         while sign := self.take("+", "-"):
-            signs += sign
-            parts.append(self.product())
-        return ("+", signs, tuple(parts)) if signs else parts[0]
+            parts.append(self.product() if sign == "+" else _negative(self.product()))
+        return ("+", tuple(parts)) if len(parts) > 1 else parts[0]
 
     def signed(self, read):
         negative = False
         while sign := self.take("+", "-"):
             negative ^= sign == "-"
-        return ("*", (_MINUS_ONE, read())) if negative else read()
+        return _negative(read()) if negative else read()
 
     def product(self):
         factors = [self.signed(self.power)]
         while True:
             kind, value = self.peek()
-            starts = kind in ("num", "var", "fn", "letter") or value in ("frac", "binom", "sqrt")
             if sign := self.take("*", "×", "/"):
                 factor = self.signed(self.power)
                 factors.append(("inv", factor) if sign == "/" else factor)
             elif self.take("mod"):
                 return ("mod", _ordered(factors), self.product())
-            elif not starts and self.at not in self.found:
+            elif kind not in ("num", "var", "fn", "letter", "group", "built"):
                 return _ordered(factors)
             elif kind == self.tokens[self.at - 1][0] == "num":
                 raise _Unreadable("two numbers side by side")
@@ -607,32 +548,24 @@ class _Sum:
 
     def atom(self):
         kind, value = self.peek()
+        readers = {"group": self.group, "fn": self.call, "built": self.built}
+        readers |= {"var": self.name, "letter": self.name, "num": lambda value: ("num", value)}
         self.at, self.depth = self.at + 1, self.depth + 1
-        if self.depth > MAX_DEPTH:
-            raise _Unreadable("too deep")
-        if kind == "num":
-            tree = (kind, value)
-        elif kind in ("var", "letter"):
-            tree = self.name(value)
-        elif kind == "fn":
-            tree = self.call(value)
-        elif self.at - 1 in self.found:
-            tree = self.group(value)
-        elif value == "sqrt":
-            root = self.group("[") if self.take("[") else ("num", Fraction(2))
-            tree = ("^", self.atom(), ("inv", root))
-        elif value in ("frac", "binom"):
-            above, below = self.atom(), self.atom()
-            tree = ("*", (above, ("inv", below))) if value == "frac" else ("binom", above, below)
-        else:
-            raise _Unreadable(f"unexpected {value or 'end'}")
+        if self.depth > MAX_DEPTH or kind not in readers:
+            raise _Unreadable(f"too deep or unexpected: {value}")
+        tree = readers[kind](value)
         self.depth -= 1
         return tree
 
+    def built(self, value):
+        if value == "sqrt":
+            root = self.atom() if self.opens("[") else ("num", Fraction(2))
+            return ("^", self.atom(), ("inv", root))
+        above, below = self.atom(), self.atom()
+        return ("*", (above, ("inv", below))) if value == "frac" else ("binom", above, below)
+
     def name(self, value):
-        """x, x_1, f(x), f^{-1}(x), P(A|B), Δx"""
-        if value == "Delta" and self.peek()[0] == "var":
-            value, self.at = value + self.peek()[1], self.at + 1
+        """x, x_1, f(x), f^{-1}(x), P(A|B)"""
         applied = value.rstrip("'") in _APPLIED
         capital = value[:1] in "pq" or value[:1].isupper() and len(value.rstrip("'")) == 1
         if self.take("_"):
@@ -640,52 +573,55 @@ class _Sum:
         start, named = self.at, value
         if applied and self.take("^"):
             named = f"{value}^{self.signed(self.atom)}"
-        if self.peek() == ("op", "("):
-            inside = self.tokens[self.at + 1 : self.found[self.at]]
+        if self.opens("("):
+            inside = self.peek()[1][1]
             signs = {sign for kind, sign in inside if kind == "op"}
             if applied or capital and (len(inside) == 1 or signs & set(",|<>=≤≥")):
-                self.at = self.found[self.at] + 1
+                self.at += 1
                 argument = _answer(inside, self.depth, strict=False)
                 plain = argument[0] in _EXPRESSIONS
                 return ("call", named, argument) if plain else ("var", f"{named}{argument}")
         self.at = start
         return ("var", value)
 
-    def group(self, opener):
-        """What stands between the bracket before `at` and the one that closes it."""
-        end = self.found[self.at - 1]
-        inside, both, self.at = self.tokens[self.at : end], opener + self.tokens[end][1], end + 1
+    def group(self, value):
+        (brackets, inside), opener = value, value[0][0]
         if opener == "⟦":
-            rows = [_split(row, ("&",))[0] for row in _split(inside, (r"\\",))[0]]
-            cells = [tuple(_answer(cell, self.depth) for cell in row) for row in rows]
-            return ("rows", "", tuple(("cells", "", row) for row in cells))
-        if opener == r"\{" and not inside:
+            rows = [_split(row, "&")[0] for row in _split(inside, (r"\\",))[0]]
+            cells = (tuple(_answer(cell, self.depth) for cell in row) for row in rows)
+            return ("seq", brackets, tuple(("seq", "&", row) for row in cells))
+        if opener == "⦃" and not inside:
             return ("var", "emptyset")
         tree = _answer(inside, self.depth)
         items = tree[2] if tree[0] == "list" else (tree,)
-        if opener == r"\{" or (opener == "{" and len(items) > 1):
+        if opener == "⦃" or opener == "{" and len(items) > 1:
             return ("set", "", items)
-        if len(items) == 1 and both in ("()", "[]", "{}"):
+        if len(items) == 1 and brackets in ("()", "[]", "{}"):
             return tree
-        if len(items) == 1 and opener in "|⌊⌈":
-            return ("call", {"|": "abs", "⌊": "floor", "⌈": "ceil"}[opener], tree)
-        return ("seq", both, items)
+        is_call = len(items) == 1 and opener in _ENCLOSED
+        return ("call", _ENCLOSED[opener], tree) if is_call else ("seq", brackets, items)
 
     def call(self, name):
-        """sin x, sin^2 x, log_2 x, sin(x): a bare argument ends at a sign, a word or the next
-        function."""
+        """sin x, sin^2 x, log_2 x, sin(x): a bare argument ends at a sign or a function."""
         base, power = (self.signed(self.atom) if self.take(sign) else None for sign in "_^")
-        bracketed = self.peek() in (("op", "("), ("op", "["), ("op", "{"))
+        bracketed = self.opens("([{")
         factors = [self.atom() if bracketed else self.signed(self.power)]
-        more = (("op", "frac"), ("op", "sqrt"))
-        while not bracketed and (self.peek()[0] in ("num", "var") or self.peek() in more):
+        while not bracketed and self.peek()[0] in ("num", "var", "built"):
             factors.append(self.power())
-        if power == ("*", (_MINUS_ONE, ("num", 1))) and "arc" + name in _FUNCTIONS:
+        if power == ("num", -1) and "arc" + name in _FUNCTIONS:
             name, power = "arc" + name, None
         tree = ("call", name, ("*", tuple(factors)))
         if base is not None:
             tree = ("*", (("call", "ln", tree[2]), ("inv", ("call", "ln", base))))
         return tree if power is None else ("^", tree, power)
+
+
+def _expression(tokens, depth):
+    reader = _Sum(tokens, depth)
+    tree = _number_in_words(tokens) or reader.sum()
+    if reader.at < len(tokens) and reader.at:
+        raise _Unreadable("something is left")
+    return tree
 
 
 def _ordered(factors):
@@ -703,20 +639,19 @@ def _ordered(factors):
 
 @lru_cache(maxsize=4096)
 def _read(text, join):
-    """[(tokens, tree, domain)] of an answer: as it stands; (B) 5 also as 5 and as B; 5 m as 5
-    metres."""
-    try:
-        text, domain = _rewrite(text)
-        tokens = _tokens(text, join)
-    except _Unreadable:
-        return ()
+    """[(tokens, tree, domain)] of an answer; (B) 5 is also 5 and B, and 5 m also 5 metres."""
+    text = text if text.isascii() else _ascii(text)
+    for pattern, new in _RULES if "\\" in text else _PLAIN_RULES:
+        text = pattern.sub(new, text)
+    text, _, domain = text.partition("∀")
+    tokens = _tokens(text, join)
     choices, values = [tokens], [str(value) for _, value in tokens[:3]] + ["", "", ""]
     skip = 3 if values[0] + values[2] == "()" else 2 if values[1] in tuple(".):") else 0
     marked = skip and len(tokens) > skip and re.fullmatch("[A-J]", values[skip - 2])
     if marked and tokens[skip][1] not in tuple("=+*/^_!,<>∪"):
         choices += [tokens[skip:], [("var", values[skip - 2])]]
     unit = r"(-?[\d.,/]+)(?:\s|\\[,;: ])+([mshgLNJWVKAC](?:\s*[*/]\s*[mshg](?:\^\{?-?\d\}?)?)*)"
-    if m := re.fullmatch(unit, text):
+    if m := re.fullmatch(unit, text.strip()):
         letters = re.sub("[A-Za-z]", r'"\g<0>"', m[2])
         choices.append(_tokens(f"{m[1]} {letters}", join))
     crossed = ("op", "×") in tokens and re.search(r"\\(?:mathbf|boldsymbol|bm)\b", text)
@@ -729,13 +664,14 @@ def _tree(tokens):
     shown = shown[shown[:1] == [("op", "≈")] :]
     if len(shown) < len(tokens) and not any(kind == "word" for kind, _ in shown):
         shown.append(("word", "dollar"))
-    turned = [(kind, {"±": "-", "∓": "+"}.get(value, value)) for kind, value in shown]
-    shown = [(kind, {"±": "+", "∓": "-"}.get(value, value)) for kind, value in shown]
+    turns = ({"±": "+", "∓": "-"}, {"±": "-", "∓": "+"})
+    turns = turns if ("op", "±") in shown or ("op", "∓") in shown else ({},)
     try:
-        plus = _answer(shown, 0, strict=False)
-        minus = plus if turned == shown else _answer(turned, 0, strict=False)
+        read = [[(kind, turn.get(value, value)) for kind, value in shown] for turn in turns]
+        trees = [_answer(_nest(tokens), 0, strict=False) for tokens in read]
     except _Unreadable:
         return None
+    plus, minus = trees[0], trees[-1]
     if plus == minus:
         return plus
     kind = plus[0] if plus[0] in ("list", "set") else ""
@@ -747,15 +683,14 @@ def _tree(tokens):
 
 
 class _Point(dict):
-    """Values of the constants, and of each variable a random one on first use; counts the work of
-    the arithmetic."""
+    """Values of the constants, and random ones of variables; counts the work of the arithmetic."""
 
-    def __init__(self, seed, signs, work):
-        super().__init__({"pi": math.pi, "e": math.e, "i": 1j}, **signs)
+    def __init__(self, seed, signs, work, **more):
+        super().__init__({"pi": math.pi, "e": math.e, "i": 1j}, **signs, **more)
         self.seed, self.work, self.free = seed, work, False
 
     def __missing__(self, name):
-        if name in ("infty", "emptyset", "reals"):
+        if name in ("infty", "emptyset", "setR"):
             raise _Unreadable(f"{name} is no number")
         rng, self.free = random.Random(f"{self.seed} {name}"), True
         sign = 1 if self.seed < 6 else rng.choice((-1, 1))
@@ -763,30 +698,25 @@ class _Point(dict):
         return self[name]
 
     def bounded(self, value):
-        bits = sum(map(int.bit_length, value.as_integer_ratio())) if _is_exact(value) else 1
+        bits = (
+            sum(map(int.bit_length, value.as_integer_ratio())) if isinstance(value, Fraction) else 1
+        )
         self.work[0] -= bits + 50
         if bits > 2 * MAX_BITS or self.work[0] < 0:
             raise _Unreadable("too large")
         return value
 
 
-def _is_exact(value):
-    return isinstance(value, Fraction)
-
-
 def _value(tree, point):
-    """Value of an expression at a point: a Fraction where it is rational there, else a float or
-    complex."""
+    """Value of an expression at a point: a Fraction where it can be, else a float or complex."""
     kind, *parts = tree
     if kind in ("num", "var"):
         return point.bounded(parts[0] if kind == "num" else point[parts[0]])
     if kind in ("+", "*"):
-        total = _ONE if kind == "*" else _ZERO
-        signs = "+" + parts[0] if kind == "+" else "*" * len(parts[0])
-        for sign, part in zip(signs, parts[-1], strict=True):
+        total = _ZERO if kind == "+" else _ONE
+        for part in parts[0]:
             value = _value(part, point)
-            value = -value if sign == "-" else value
-            total = point.bounded(total * value if sign == "*" else total + value)
+            total = point.bounded(total + value if kind == "+" else total * value)
         return total
     if kind == "call":
         return _call(*parts, point)
@@ -797,7 +727,7 @@ def _value(tree, point):
         return point.bounded(_power(*values) if kind == "^" else 1 / values[0])
     if kind in ("°", "%"):
         return point.bounded(values[0] * point[kind])
-    if not all(_is_exact(v) and v.denominator == 1 for v in values):
+    if not all(isinstance(v, Fraction) and v.denominator == 1 for v in values):
         raise _Unreadable("a whole number is needed")
     if kind == "mod":
         return values[0] % values[1]
@@ -818,7 +748,7 @@ def _call(name, argument, point):
     if name in _FUNCTIONS:
         return _FUNCTIONS[name](complex(value))
     if name not in ("floor", "ceil") or not constant:  # unknown, or the same at too many points
-        key = str(value) if _is_exact(value) else f"{complex(value):.9g}"
+        key = str(value) if isinstance(value, Fraction) else f"{complex(value):.9g}"
         return point[f"{name}({key})"]
     if isinstance(value, complex) or abs(value) > 1e9:
         raise _Unreadable("no real number")
@@ -827,8 +757,8 @@ def _call(name, argument, point):
 
 def _power(base, exponent):
     whole = getattr(exponent, "denominator", 0) == 1
-    root_of = exponent.denominator if _is_exact(exponent) else 0
-    if _is_exact(base) and (whole or root_of == 2 and base >= 0):
+    root_of = exponent.denominator if isinstance(exponent, Fraction) else 0
+    if isinstance(base, Fraction) and (whole or root_of == 2 and base >= 0):
         if base == 0 and exponent <= 0:
             raise ZeroDivisionError
         bits = max(part.bit_length() for part in base.as_integer_ratio())
@@ -849,68 +779,55 @@ def _power(base, exponent):
     return value
 
 
-def _names(tree):
-    """Names of the variables in a tree."""
-    if tree[0] == "var":
-        return {tree[1]}
-    parts = [part for part in tree[1:] if isinstance(part, tuple) and part]
-    parts = [sub for part in parts for sub in ([part] if isinstance(part[0], str) else part)]
-    return {name for part in parts for name in _names(part)}
-
-
 # --- the same? ---
 
 
 def _is_name(tree):
-    """x, f(2), AB, |AB|, NO/BO, (x, y), words, text: what may stand before "=" as the name of a
-    value."""
+    """Can it name a value, before "="? x, f(2), AB, |AB|, NO/BO, (x, y), words, text."""
     kind = tree[0]
-    if kind == "*" and any(part[0] == "inv" for part in tree[1]):
-        return all(_is_name(part[1] if part[0] == "inv" else part) for part in tree[1])
     if kind == "call":
         return tree[1] not in _FUNCTIONS and (tree[1] != "abs" or str(tree[2][1]).isupper())
     if kind in ("*", "seq"):
         return _is_name(tree[-1][0]) and all(_is_name(p) or p[0] == "num" for p in tree[-1])
-    return kind in ("words", "text") or kind == "var" and tree[1] not in ("infty", "reals")
+    if kind == "inv":
+        return _is_name(tree[1])
+    return kind in ("words", "text") or kind == "var" and tree[1] not in ("infty", "setR")
 
 
-def _sides(tree):
-    """Values that a chain `x = a = b` gives for x; () for another relation. What follows ≈ is
-    dropped."""
-    _, signs, parts = tree
-    if re.fullmatch(":=:?", signs) and _is_name(parts[0]) and _is_name(parts[1]):  # A:B = 7:32
-        return (("rel", ":", parts[2:]) if signs[2:] else parts[2],)
-    start = int(_is_name(parts[0]))
+def _values(tree):
+    """What a chain `x = a = b` gives for x; () for another relation. What follows ≈ is dropped."""
+    _, signs, sides = tree
+    start = int(_is_name(sides[0]))
     end = signs.find("≈", start) + 1
-    return () if set(signs) - set("=≈∈") else parts[start : end or None]
+    return () if set(signs) - set("=≈∈") else sides[start : end or None]
 
 
 def _close(a, b, free):
-    long = not free and any(_is_exact(v) and v.denominator > 10**5 for v in (a, b))
+    """Equal, or within the rounding of floats; a long decimal is not close to a float."""
+    exact = [isinstance(a, Fraction), isinstance(b, Fraction)]
+    if a == b or all(exact):
+        return a == b
+    if not free and any(isinstance(v, Fraction) and v.denominator > 10**5 for v in (a, b)):
+        return False
     a, b = complex(a), complex(b)
     error = max(1e-13, (1e-9 if free else 1e-11) * max(abs(a), abs(b)))
-    return not long and abs(a - b) <= error
-
-
-def _is_real(value):
-    return abs(complex(value).imag) <= 1e-12 * abs(value)
+    return abs(a - b) <= error < math.inf
 
 
 _TURN = str.maketrans("<>≤≥", "><≥≤")
+_BELOW, _ABOVE = (-math.inf, True), (math.inf, False)  # the cuts around all numbers
 
 
 @dataclass
 class _Comparison:
-    """Equality of trees. `signs`: what ° and % count for; `has_i`: complex values are meant;
-    `work`: what is left."""
+    """Equality of trees. `signs`: what ° and % count for; `has_i`: complex values are meant."""
 
     signs: dict
     has_i: bool
     work: list
 
     def agree(self, left, right, ratio=False):
-        """Equal at each random point where both exist; with `ratio`, with the same quotient, other
-        than 0, at each."""
+        """Equal at random points where both exist; with `ratio`, always with the same quotient."""
         agreed, first = 0, None
         for seed in range(14):
             point = _Point(seed, self.signs, self.work)
@@ -921,11 +838,11 @@ class _Comparison:
                     if not all(first):
                         return False
                     a, b = a * first[1], b * first[0]
-                exact = [_is_exact(a), _is_exact(b)]
-                same = a == b if all(exact) else _close(a, b, point.free)
-            except (ZeroDivisionError, OverflowError, ValueError):
+                same = _close(a, b, point.free)
+                real = any(isinstance(v, Fraction) or abs(v.imag) <= 1e-12 * abs(v) for v in (a, b))
+            except (ArithmeticError, ValueError):
                 same = None  # outside the domain of one of them
-            if same is False and (self.has_i or any(exact) or _is_real(a) or _is_real(b)):
+            if same is False and (self.has_i or real):
                 return False
             agreed += same is True
             if not point.free:
@@ -933,9 +850,9 @@ class _Comparison:
         return agreed >= 3
 
     def equal(self, left, right):
-        if left == right:
-            return True
         kinds = {left[0], right[0]}
+        if left == right or kinds == {"num"}:
+            return left == right
         if "quantity" in kinds:  # where both have a unit, the same one
             same = len(kinds) == 2 or left[2] == right[2]
             return same and self.equal(*(t[1] if t[0] == "quantity" else t for t in (left, right)))
@@ -943,10 +860,10 @@ class _Comparison:
             return True
         if "rel" in kinds and kinds != {"rel"}:
             relation, other = (left, right) if left[0] == "rel" else (right, left)
-            sides = _sides(relation)
+            sides = _values(relation)
             if sides and all(self.equal(side, other) for side in sides):
                 return True
-        if kinds & {"rel", "union"} or ("var", "reals") in (left, right):
+        if kinds & {"rel", "union"} or ("var", "setR") in (left, right):
             sets = self.as_set(left), self.as_set(right)
             if all(sets):
                 return _same_set(*sets)
@@ -954,12 +871,11 @@ class _Comparison:
             ways = (left[2], right[2]), (right[2], left[2])
             return all(any(self.equal(a, b) for b in ys) for xs, ys in ways for a in xs)
         if kinds <= {"list", "set"} or kinds == {"union"}:
-            ordered = any(("text", (("op", "…"),)) in tree[2] for tree in (left, right))
+            ordered = any("('op', '…')" in repr(tree) for tree in (left, right))
             return (self.equal_all if ordered else self.equal_in_any_order)(left[2], right[2])
-        if len(kinds) == 1 and kinds <= {"seq", "rows", "cells", "mod"}:
+        if kinds == {"seq"}:
             return left[1] == right[1] and self.equal_all(left[2], right[2])
-        structures = {"list", "set", "union", "seq", "rows", "cells", "words", "text", "rel"}
-        return not kinds & structures and self.agree(left, right)
+        return kinds <= _EXPRESSIONS and self.agree(left, right)
 
     def equal_all(self, left, right):
         return len(left) == len(right) and all(map(self.equal, left, right))
@@ -974,86 +890,77 @@ class _Comparison:
         return not rest
 
     def equal_relations(self, left, right):
-        """Part by part, in either direction; as equations whose differences vanish together; as
-        values of one name."""
+        """Part by part, also turned; as equations that vanish together; as values of one name."""
         turned = ("rel", left[1][::-1].translate(_TURN), left[2][::-1])
-        either = (left, turned)[: 1 + (":" not in left[1])]
-        if any(tree[1] == right[1] and self.equal_all(tree[2], right[2]) for tree in either):
+        if any(t[1] == right[1] and self.equal_all(t[2], right[2]) for t in (left, turned)):
             return True
-        try:
-            if left[1] == right[1] == "=":
-                return self.agree(*(("+", "-", t[2]) for t in (left, right)), ratio=True)
-        except _Unreadable:
-            pass  # a side is no expression
-        sides = _sides(left), _sides(right)
-        for mine, theirs in ((sides[0], right), (sides[1], left)):
-            if mine and mine[0][0] == "rel":  # A:B = 7:32 against 7:32
-                return self.equal(mine[0], theirs)
-        pairs = [(a, b) for a in sides[0] for b in sides[1]]
+        if left[1] == right[1] == "=":
+            differences = (("+", (a, _negative(b))) for _, _, (a, b) in (left, right))
+            if self.agree(*differences, ratio=True):
+                return True
+        pairs = [(a, b) for a in _values(left) for b in _values(right)]
         return left[2][0] == right[2][0] and pairs and all(self.equal(*pair) for pair in pairs)
 
     def as_set(self, tree):
-        """(name or None, sorted [(low, is it in, high, is it in), ...]) of intervals, or of
-        inequalities in one name, with numbers as bounds; or None."""
-        kind, rows = tree[0], []
-        if tree == ("var", "reals"):
-            return None, [(-math.inf, False, math.inf, False)]
-        if kind == "seq" and len(tree[2]) == 2 and tree[1][0] in "([":
-            low, high = map(self.number, tree[2])
-            rows = [(low, tree[1][0] == "[", high, tree[1][1] == "]")]
-            return None if None in rows[0] else (None, rows)
-        if kind == "set":
-            values = list(map(self.number, tree[2]))
-            return None if None in values else (None, sorted((v, True, v, True) for v in values))
-        if kind in ("union", "list"):
-            parts = [self.as_set(part) for part in tree[2]]
-            if not all(parts) or any(name != parts[0][0] for name, _ in parts):
-                return None
-            rows = sorted(row for _, part in parts for row in part)
-            apart = all(a[2] <= b[0] for a, b in zip(rows, rows[1:], strict=False))  # means "or"
-            return (parts[0][0], rows) if kind == "union" or parts[0][0] and apart else None
-        signs, sides = tree[1:3] if kind == "rel" else ("", ())
-        if signs == "∈" and _is_name(sides[0]):
-            return (inner := self.as_set(sides[1])) and (sides[0], inner[1])
-        if signs == "≠" and _is_name(sides[0]):
-            value = self.number(sides[1])
-            rows = [(-math.inf, False, value, False), (value, False, math.inf, False)]
-            return None if value is None else (sides[0], rows)
+        """(name or None, [(low, high), ...]) of a set of numbers, or of inequalities in one name;
+        or None. The ends are cuts: (2, False) just below 2, (2, True) just above it."""
+        kind, signs, sides = (*tree, ())[:3]
+        name, rows = None, None
+        if tree == ("var", "setR"):
+            rows = [(_BELOW, _ABOVE)]
+        elif kind == "seq" and len(sides) == 2 and signs[0] in "([":
+            low, high = map(self.number, sides)
+            rows = [((low, signs[0] == "("), (high, signs[1] == "]"))]
+        elif kind == "set":
+            rows = [((value, False), (value, True)) for value in map(self.number, sides)]
+        elif kind in ("union", "list"):
+            parts = [self.as_set(part) for part in sides]
+            if all(parts) and len({name for name, _ in parts}) == 1:
+                name, rows = parts[0][0], sorted(row for _, part in parts for row in part)
+                apart = all(a[1] <= b[0] for a, b in zip(rows, rows[1:], strict=False))
+                rows = rows if kind == "union" or name and apart else None  # x<1, x>2 means "or"
+        elif kind == "rel" and signs in ("∈", "≠") and _is_name(sides[0]):
+            name, value = sides[0], self.number(sides[1])
+            if signs == "≠":
+                rows = [(_BELOW, (value, False)), ((value, True), _ABOVE)]
+            elif inner := self.as_set(sides[1]):
+                rows = inner[1]
+        elif kind == "rel":
+            name, rows = self.solution(signs, sides)
+        return (name, rows) if rows and None not in (c[0] for row in rows for c in row) else None
+
+    def solution(self, signs, sides):
+        """(name, [(low, high)]) of 2 < x, 2 < -3x <= 5 and the like; (None, None) of others."""
         if re.fullmatch("[>≥]{1,2}", signs):
             signs, sides = signs[::-1].translate(_TURN), sides[::-1]
-        if not re.fullmatch("[<≤]{1,2}", signs):
-            return None
         values = [-math.inf, *map(self.number, sides), math.inf]
-        if values.count(None) != 1 or len(sides) == 3 and values[2] is not None:
-            return None
+        if not re.fullmatch("[<≤]{1,2}", signs) or values.count(None) != 1:
+            return None, None
         at = values.index(None)
         name, slope, offset = self.linear(sides[at - 1])
-        if not name:
-            return None
-        closed = [False, *(sign == "≤" for sign in signs), False]
-        low, high = (
-            ((values[i] - offset) / slope, closed[j]) for i, j in ((at - 1, at - 1), (at + 1, at))
-        )
-        return name, [low + high if slope > 0 else high + low]
+        if not name or len(sides) == 3 and at != 2:
+            return None, None
+        signs = f"<{signs}<"
+        ends = (values[at - 1], signs[at - 1] == "<"), (values[at + 1], signs[at] == "≤")
+        ends = [((value - offset) / slope, side != (slope < 0)) for value, side in ends]
+        return name, [tuple(ends if slope > 0 else ends[::-1])]
 
-    def number(self, tree, **names):
+    def number(self, tree, known=()):
         """The real value of a constant, also an infinite one; None where there is none."""
-        point = _Point(0, self.signs, self.work)
-        point.update(infty=math.inf, **names)
+        point = _Point(0, self.signs, self.work, infty=math.inf, **dict(known))
         try:
             value = _value(tree, point)
-            value = value if _is_exact(value) or not complex(value).imag else None
-            return None if point.free else value
-        except (ZeroDivisionError, OverflowError, ValueError, TypeError, _Unreadable):
+        except (ArithmeticError, ValueError):
             return None
+        return None if point.free or value.imag else value.real
 
     def linear(self, tree):
         """(name, a, b) of a x + b, or (None, 0, 0)."""
         if _is_name(tree):
             return tree, 1, 0
-        names = _names(tree) - {"pi", "e", "i"}
-        values = [self.number(tree, **dict.fromkeys(names, Fraction(x))) for x in (0, 1, 2, 7)]
-        if len(names) != 1 or not all(map(_is_exact, values)):
+        names = set(re.findall(r"'var', ['\"](.*?)['\"]\)", repr(tree))) - {"pi", "e", "i"}
+        values = [self.number(tree, dict.fromkeys(names, Fraction(x))) for x in (0, 1, 2, 7)]
+        if len(names) != 1 or not all(isinstance(v, Fraction) for v in values):
             return None, 0, 0
         start, slope = values[0], values[1] - values[0]
         straight = slope and values[2:] == [start + 2 * slope, start + 7 * slope]
@@ -1061,22 +968,18 @@ class _Comparison:
 
 
 def _same_set(left, right):
-    """The same name, where both have one, and the same intervals."""
+    """The same name, where both have one, and the same ends."""
     if left[0] and right[0] and left[0] != right[0] or len(left[1]) != len(right[1]):
         return False
-    rows = list(zip(left[1], right[1], strict=True))
-    if any(a[1::2] != b[1::2] for a, b in rows):
-        return False
-    ends = [(a[i], b[i]) for a, b in rows for i in (0, 2)]
-    return all(a == b or math.isfinite(a - b) and _close(a, b, False) for a, b in ends)
+    ends = zip(sum(left[1], ()), sum(right[1], ()), strict=True)
+    return all(a[1] == b[1] and _close(a[0], b[0], False) for a, b in ends)
 
 
 _PLAIN = re.compile(r"-?(?:\d{1,300}(?:\.\d{1,300})?|\.\d{1,300})", re.A)
 
 
 def same_answer(response: str, gold: str) -> bool:
-    """Are two texts the same answer? Percent and degrees count as 1 on both sides, or as 1/100 and
-    pi/180 on both."""
+    """Are two texts the same answer? % and ° count as 1 on both sides, or as 1/100 and pi/180."""
     response, gold = response.strip(), gold.strip()
     if response == gold:
         return True
@@ -1085,7 +988,7 @@ def same_answer(response: str, gold: str) -> bool:
     work = [MAX_WORK]
     return any(
         _same_reading(mine, theirs, work)
-        for join in (True, False)[: 1 + ("," in response + gold)]
+        for join in (True, False)[: 1 + bool(_JOINED.search(response) or _JOINED.search(gold))]
         for mine in _read(response, join)
         for theirs in _read(gold, join)[:1]
     )
@@ -1097,21 +1000,21 @@ def _same_reading(mine, theirs, work):
         return False
     if tokens == gold_tokens or None in (tree, gold_tree):
         return tokens == gold_tokens
-    both, readings = tokens + gold_tokens, [{"°": Fraction(1), "%": Fraction(1)}]
+    both, readings = tokens + gold_tokens, [{"°": _ONE, "%": _ONE}]
     if ("op", "°") in both or ("op", "%") in both:
         readings.append({"°": math.pi / 180, "%": Fraction(1, 100)})
-    for signs in readings:
-        try:
-            if _Comparison(signs, ("var", "i") in both, work).equal(tree, gold_tree):
-                return True
-        except _Unreadable:
-            pass  # beyond a bound: not equal in this reading
-    return False
+    has_i = ("var", "i") in both
+    try:
+        return any(_Comparison(signs, has_i, work).equal(tree, gold_tree) for signs in readings)
+    except (_Unreadable, OverflowError):
+        return False  # beyond a bound
 
 
 def is_value(text: str) -> bool:
     """Can an answer be read as something else than text?"""
-    return any(tree and "'text'" not in repr(tree) for _, tree, _ in _read(text.strip(), True))
+    text = text.strip()
+    is_text = ("'text'" in repr(tree) for _, tree, _ in _read(text, True) if tree)
+    return bool(_PLAIN.fullmatch(text)) or not all(is_text)
 
 
 _PLACEHOLDERS = {"proof", "notfound", "not found", "n/a", "no answer", "null", "unknown"}
