@@ -613,7 +613,7 @@ def test_a_hostile_answer_costs_less_than_a_second(name):
         assert not verdict.correct and 0 < len(verdict.feedback) <= 2_000
 
 
-def test_the_named_examples_take_milliseconds():
+def test_towers_braces_and_long_numbers_take_milliseconds():
     for name in ("tower", "plain tower", "braces", "megabyte of digits"):
         text = hostile_texts()[name]
         start = time.process_time()
@@ -705,6 +705,28 @@ def test_mutated_answers_never_raise():
         for _ in range(rng.randint(1, 4)):
             letters.insert(rng.randint(0, len(letters)), rng.choice(PIECES))
         assert verify("math", boxed("".join(letters)), gold).feedback is not None
+
+
+@pytest.mark.parametrize(
+    "response, gold",
+    [
+        (r"0<x<10^{400}", r"(0,10^{401})"),
+        (r"0<x<10^{400}", r"(0,\infty)"),
+        (r"7 \bmod 40.5", r"7 \bmod 4"),
+        (r"(1,2)\cup(-\log 3,4)", r"(1,2)\cup(3,4)"),
+        (r"82 \ge g(x) \ge -\log 80", r"82 \ge g(x) \ge -80"),
+    ],
+)
+def test_large_bounds_logarithms_and_remainders_are_compared_without_an_error(response, gold):
+    """Ends of sets beyond floats, or complex with no imaginary part, and two remainders raised."""
+    assert not verify("math", boxed(response), gold).correct
+    assert verify("math", boxed(gold), gold).correct
+
+
+def test_equal_remainders_are_the_same_answer():
+    """Two remainders were compared as if they were congruences."""
+    assert verify("math", boxed(r"22 \bmod 5"), r"17 \bmod 5").correct
+    assert not verify("math", boxed(r"23 \bmod 5"), r"17 \bmod 5").correct
 
 
 def test_an_answer_is_equal_to_itself():
