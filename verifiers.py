@@ -2,15 +2,13 @@ r"""Rule-based verifiers for math, science, tool use and code: response and gold
 
 The input is text from a model that is optimised against these rules: no model text is evaluated
 outside the sandbox, scans are linear, every recursion and every integer has a bound, and feedback
-is made from the response alone: the gold answer only decides whether there is any.
-
-This file alone does science and tool use. Math needs math_answers.py beside it (when are two final
-answers the same?), code needs sandbox.py (run an untrusted program); imported on first use.
+is made from the response alone: the gold answer only decides whether there is any. Math needs
+math_answers.py and code sandbox.py beside this file, science and tool nothing.
 
     verify("math", r"so it is \boxed{\frac12}", "0.5")    # Verdict(True, '\\frac12', '')
 """
 
-import importlib
+import importlib.util
 import json
 import math
 import re
@@ -19,7 +17,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
 TASKS = ("math", "code", "science", "tool")
@@ -31,14 +28,12 @@ INSTRUCTIONS = {  # what the prompt asks for, beside the code that reads it
     "tool": "Write 'Thought: ' and what to do; then for each call a line 'Action: ' with the "
     "tool's name and a line 'Action Input: ' with its arguments as one JSON object.",
 }
-MAX_ANSWER = 1_000  # characters of a final answer to a math problem
-MAX_PROGRAM, MAX_FEEDBACK = 1 << 20, 2_000  # characters
+MAX_ANSWER, MAX_PROGRAM, MAX_FEEDBACK = 1_000, 1 << 20, 2_000  # characters
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`answer`: what was read from the response, or None. `feedback`: at most 2,000 characters,
-    empty when correct."""
+    """`answer`: what was read from the response. `feedback`: at most 2,000 characters, or ""."""
 
     correct: bool
     answer: str | None
@@ -78,10 +73,10 @@ def check_answer(task: str, answer: Any) -> None:
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
     if task == "math":
-        if not (isinstance(answer, str) and 0 < len(answer.strip()) <= MAX_ANSWER):
-            limits = f"a string of 1 to {MAX_ANSWER} characters"
-            raise ValueError(f"a math answer is {limits}, not {answer!r:.80}")
-        if fault := _sibling("math_answers", "math").gold_fault(answer):
+        fault = f"is a string of 1 to {MAX_ANSWER} characters"
+        if isinstance(answer, str) and 0 < len(answer.strip()) <= MAX_ANSWER:
+            fault = _sibling("math_answers", "math").gold_fault(answer)
+        if fault:
             raise ValueError(f"a math answer {fault}, not {answer!r:.80}")
     if task == "science" and not (isinstance(answer, str) and re.fullmatch("[A-Za-z]", answer)):
         raise ValueError(f"a science answer is one letter, not {answer!r:.80}")
@@ -91,15 +86,11 @@ def check_answer(task: str, answer: Any) -> None:
         _check_code_answer(answer)
 
 
-@lru_cache(None)
 def _sibling(name, task):
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        message = f"{task} answers need {name}.py: copy it beside verifiers.py"
-        raise ModuleNotFoundError(message, name=name) from None
+    if importlib.util.find_spec(name) is None:
+        advice = f"{task} answers need {name}.py: copy it beside verifiers.py"
+        raise ModuleNotFoundError(advice, name=name)
+    return importlib.import_module(name)
 
 
 def _visible(text):
@@ -205,11 +196,9 @@ def verify_math(response: str, answer: str) -> Verdict:
         if len(found) <= MAX_ANSWER and math_answers.same_answer(found, answer):
             return Verdict(True, found, "")
     found = answers[0]
-    if len(found) > MAX_ANSWER:
-        fault = f"The final answer is too long: more than {MAX_ANSWER} characters."
-        return Verdict(False, found[:200], fault)
-    fault = "is wrong" if math_answers.is_value(found) else "could not be read as a value"
-    return Verdict(False, found, f"The final answer {fault}: {found[:200]}")
+    readable = len(found) <= MAX_ANSWER and math_answers.is_value(found)
+    fault = "is wrong" if readable else "could not be read as a value"
+    return Verdict(False, found[:MAX_ANSWER], f"The final answer {fault}: {found[:200]}")
 
 
 # --- science: which letter was chosen? ---
@@ -271,9 +260,7 @@ def verify_science(response: str, answer: str) -> Verdict:
     check_answer("science", answer)
     text = _visible(response)
     tags = re.findall(r"<answer>([^<]*(?:<(?!/?answer>)[^<]*)*)</answer>", text, re.I)
-    boxed = _boxed(text)[0]
-    said = _SAID.findall(text)
-    letters = _letters(["", *said[-1:], *boxed[:1], *tags[-1:]][-1])
+    letters = _letters(["", *_SAID.findall(text)[-1:], *_boxed(text)[0][:1], *tags[-1:]][-1])
     if not letters:
         fault = "No option was chosen: its letter alone has to stand in <answer> tags."
         return Verdict(False, None, fault)
@@ -299,23 +286,21 @@ def _json_number(text):
     return Fraction(repr(float(text)) if "e" in text.lower() else text)
 
 
-_JSON = json.JSONDecoder(
-    object_pairs_hook=_json_object,
-    **dict.fromkeys(("parse_constant", "parse_float", "parse_int"), _json_number),
-)
+_NUMBERS = dict.fromkeys(("parse_constant", "parse_float", "parse_int"), _json_number)
+_JSON = json.JSONDecoder(object_pairs_hook=_json_object, **_NUMBERS)
 _LABEL = re.compile(r"^[ \t]*(?:Action:(.*)|Action Input:\s*(?:```(?:json)?\s*)?)", re.M)
 _OTHER_FORMS = (  # what else models write, and what to say
     (r"<tool_call>|<function", "tool calls in tags are not read"),
     (r"^[ \t]*\*+\s*Action", "the labels must be plain, without bold"),
     (r"^[ \t]*(?:action|ACTION)\b", "the labels are written 'Action:' and 'Action Input:'"),
     (r"\bAction[ \t]*:", "each label must start a line"),
-    (r'"(?:name|arguments|parameters|tool)"\s*:', "a call as one JSON object is not read"),
+    (r'"(?:name|arguments|parameters|tool|action)"\s*:', "a call as one JSON object is not read"),
     (r"^[ \t]*[A-Za-z_][\w.]*\(.*\)[ \t]*$", "calls in Python notation are not read"),
 )
 
 
 def _read_actions(text):
-    """[(name, arguments), ...]; ValueError saying what is wrong with the form. Labels count at the
+    """[[name, arguments], ...]; ValueError saying what is wrong with the form. Labels count at the
     start of a line, not inside a JSON value."""
     actions, name, at = [], None, 0
     while label := _LABEL.search(text, at):
@@ -337,13 +322,12 @@ def _read_actions(text):
             raise ValueError(f"{given} not a JSON object.")
         if "{" in re.compile(".*").match(text, at)[0]:
             raise ValueError(f"{given} more than one JSON object.")
-        actions.append((name, arguments))
+        actions.append([name, arguments])
         name = None
     if name:
-        raise ValueError("The last Action has no Action Input: it is missing or cut off.")
+        raise ValueError("The last Action has no line 'Action Input: ': it is missing or cut off.")
     if not actions:
-        start = text[:20_000]
-        hints = [hint for form, hint in _OTHER_FORMS if re.search(form, start, re.M)]
+        hints = [hint for form, hint in _OTHER_FORMS if re.search(form, text[:20_000], re.M)]
         hint = f" ({hints[0]})" if hints else ""
         lines = "a line 'Action: ' and a line 'Action Input: '"
         raise ValueError(f"No action was found: it needs {lines}{hint}.")
@@ -365,14 +349,14 @@ def _same_json(left, right):
 
 def _gold_actions(answer):
     try:
-        actions = [(item["Action"].strip(), _JSON.decode(item["Action_Input"])) for item in answer]
+        actions = [[item["Action"].strip(), _JSON.decode(item["Action_Input"])] for item in answer]
         if not actions or not all(name and isinstance(given, dict) for name, given in actions):
             raise ValueError("an empty list, an empty name, or an input that is no object")
     except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
-        shape = """[{"Action": "name", "Action_Input": "{\\"argument\\": 1}"}]"""
-        shape += ", a JSON object as text in each"
-        detail = f": {error}" if isinstance(error, ValueError) else ""
-        raise ValueError(f"a tool answer is a list like {shape}{detail:.200}") from None
+        form = (
+            """[{"Action": "name", "Action_Input": "{\\"argument\\": 1}"}], inputs as JSON text"""
+        )
+        raise ValueError(f"a tool answer is a list like {form}: {error!r:.200}") from None
     return actions
 
 
@@ -383,9 +367,7 @@ def verify_tool(response: str, answer: list[dict[str, str]]) -> Verdict:
         actions = _read_actions(_visible(response))
     except ValueError as error:
         return Verdict(False, None, str(error))
-    correct = len(actions) == len(gold) and all(
-        a == b and _same_json(x, y) for (a, x), (b, y) in zip(actions, gold, strict=True)
-    )
+    correct = _same_json(actions, gold)
     shown = "; ".join(name for name, _ in actions)[:200]
     wrong = "The actions are well formed, but their tools, inputs, number or order are wrong."
     return Verdict(correct, shown, "" if correct else wrong)
@@ -419,8 +401,7 @@ def verify_code(
 
 
 def describe_isolation() -> str:
-    """One line for the log: the layers of isolation that programs run under here, and those that
-    are missing."""
+    """One line for the log: the layers of isolation that hold here, and those that are missing."""
     return _sibling("sandbox", "code").describe_isolation()
 
 
@@ -429,8 +410,7 @@ _FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([^\s`]*)([^\n`]*)$")
 
 def _find_program(text):
     """(program, fenced): the last complete block marked python, else the last block, else all the
-    text. A fence that is indented by more than three spaces, or stands in a docstring, does not
-    close its block."""
+    text. A fence in a docstring, or indented by more than three spaces, closes no block."""
     text = _visible(text)
     blocks, fence, lines, quote = [], None, [], ""
     rows = text.splitlines(keepends=True)
@@ -443,8 +423,7 @@ def _find_program(text):
             continue
         closes = mark and mark[2].startswith(fence[2]) and not mark[3]
         if closes and len(mark[1]) <= len(fence[1]) + 3 and not (quote and last[quote] > i):
-            language = fence[3].lower()
-            is_python = language in ("python", "python3", "py")
+            is_python = fence[3].lower() in ("python", "python3", "py")
             blocks.append((is_python, len(blocks), "".join(lines)))
             fence = None
             continue
@@ -467,8 +446,7 @@ def _check_code_answer(answer):
     kind = answer.get("type") if isinstance(answer, dict) else None
     tests = answer.get("tests") if kind in _TESTS else None
     if not (isinstance(tests, list) and tests):
-        kinds = "a 'type' (stdin, functional or assert)"
-        raise ValueError(f"a code answer has {kinds} and a non-empty list of 'tests'")
+        raise ValueError(f"a code answer has a 'type', of {list(_TESTS)}, and a list of 'tests'")
     entry = answer.get("entry_point")
     if kind != "stdin" and not (isinstance(entry, str) and entry.isidentifier()):
         raise ValueError(f"{kind} tests need 'entry_point', the name of the function to call")
@@ -480,35 +458,28 @@ def _check_code_answer(answer):
             texts = [*(test["input"] + "").splitlines(), test["output"] + ""]
             if kind == "functional":
                 list(map(json.loads, texts))
-        except (TypeError, KeyError):
-            form = f"a {kind} test, which is {_TESTS[kind]}"
-            raise ValueError(f"test {number} is not {form}") from None
-        except (ValueError, SyntaxError) as error:
-            raise ValueError(f"test {number} is not a {kind} test: {error!r:.200}") from None
+        except (TypeError, KeyError, ValueError, SyntaxError, RecursionError) as error:
+            raise ValueError(f"test {number} is not {_TESTS[kind]}: {error!r:.200}") from None
 
 
 def _run_test(program, answer, test, **limits):
     """What went wrong, in words that do not depend on the expected output; "" where nothing did."""
     sandbox, kind = _sibling("sandbox", "code"), answer["type"]
     if kind == "stdin":
-        outcome = sandbox.run_script(program, test["input"], **limits)
-        problem = outcome.problem
-        if not problem and not _same_output(outcome.output, test["output"]):
-            problem = "wrong output."
-        shown = _show("Input", test["input"]) + _show("Output", outcome.output)
+        ran = sandbox.run_script(program, test["input"], **limits)
+        problem = ran.problem or "wrong output." * (not _same_output(ran.output, test["output"]))
+        shown = _show("Input", test["input"]) + _show("Output", ran.output)
     elif kind == "functional":
-        args = [json.loads(line) for line in test["input"].splitlines()]
-        outcome = sandbox.run_function(program, answer["entry_point"], args, **limits)
-        problem = outcome.problem
-        if not problem and not _same_value(outcome.value, json.loads(test["output"])):
-            problem = "wrong value."
-        shown = _show("Input", test["input"]) + _show("Returned", repr(outcome.value))
+        args, expected = map(json.loads, test["input"].splitlines()), json.loads(test["output"])
+        ran = sandbox.run_function(program, answer["entry_point"], list(args), **limits)
+        problem = ran.problem or "wrong value." * (not _same_value(ran.value, expected))
+        shown = _show("Input", test["input"]) + _show("Returned", repr(ran.value))
     else:
         source = answer.get("setup", "") + "\n" + test
-        outcome = sandbox.run_assertion(program, source, entry=answer["entry_point"], **limits)
-        problem, report = outcome.problem, outcome.value
-        shown = _show("Call", report["call"]) + _show("Returned", report["value"])
-    return problem and problem + shown + _show("Errors", outcome.errors, tail=True)
+        ran = sandbox.run_assertion(program, source, entry=answer["entry_point"], **limits)
+        problem = ran.problem
+        shown = _show("Call", ran.value["call"]) + _show("Returned", ran.value["value"])
+    return problem and problem + shown + _show("Errors", ran.errors, tail=True)
 
 
 def _show(title, text, *, tail=False, limit=500):
@@ -521,16 +492,15 @@ def _show(title, text, *, tail=False, limit=500):
 def _same_output(printed, expected):
     """Line by line without trailing spaces; within a line the same spaces and the same tokens."""
     a, b = ([line.rstrip() for line in text.rstrip().split("\n")] for text in (printed, expected))
+    if len(a) != len(b):
+        return False
     split = re.compile(r"\s+|\S+").findall
-    pairs = [(split(x), split(y)) for x, y in zip(a, b, strict=False) if x != y]
-    return len(a) == len(b) and all(
-        len(x) == len(y) and all(map(_same_token, x, y)) for x, y in pairs
-    )
+    pairs = [(split(x), split(y)) for x, y in zip(a, b, strict=True) if x != y]
+    return all(len(x) == len(y) and all(map(_same_token, x, y)) for x, y in pairs)
 
 
 def _same_token(a, b):
-    """Equal texts, or numbers within 1e-6 not both of which are whole: 10000001 is not 10000002,
-    and 001 is not 1."""
+    """Equal texts, or numbers within 1e-6 not both of which are whole: 001 is not 1."""
     number, whole = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", r"[+-]?\d+"
     if a == b or len(a) > 400 or not (re.fullmatch(number, a) and re.fullmatch(number, b)):
         return a == b
@@ -540,13 +510,11 @@ def _same_token(a, b):
 
 
 def _same_value(a, b):
-    """A returned value and the JSON of the test: a tuple is a list, true is not 1, floats within
-    1e-6."""
+    """A returned value and the test's JSON: a tuple is a list, true is not 1, floats are close."""
     if isinstance(a, (list, tuple)) and isinstance(b, list):
         return len(a) == len(b) and all(map(_same_value, a, b))
     if type(a) is type(b) is dict:
         return a.keys() == b.keys() and all(_same_value(a[key], b[key]) for key in b)
     if float in (type(a), type(b)) and {type(a), type(b)} <= {int, float}:
-        relative = 0 if type(b) is int else 1e-6
-        return a == b or math.isclose(a, b, rel_tol=relative, abs_tol=1e-6)
+        return a == b or _same_token(repr(a), repr(b))
     return type(a) is type(b) and a == b

@@ -90,6 +90,8 @@ def test_a_long_text_as_gold_is_refused():
         ("Action: f\nAction Input: {'x': 1}", "double quotes"),
         ('{"name": "f", "arguments": {"x": 1}}', "one JSON object"),
         ('Action: f\nAction Input: {"x": 1} or maybe {"x": 2}', "more than one"),
+        ('{"action": "f", "action_input": {"x": 1}}', "one JSON object"),
+        ('Action: f\nAction_Input: {"x": 1}', "no line 'Action Input: '"),
         ('I call Action: f with Action Input: {"x": 1}', "start a line"),
     ],
 )

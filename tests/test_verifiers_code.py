@@ -42,7 +42,8 @@ HOSTILE_STDIN = {
     "endless loop": "while True: pass",
     "sleep": "import time\ntime.sleep(1000)",
     "fork bomb": "import os\nwhile True:\n    os.fork()",
-    "thread bomb": "import threading, time\nwhile True:\n    threading.Thread(target=time.sleep, args=(99,)).start()",
+    "thread bomb": "import threading, time\nwhile True:\n"
+    "    threading.Thread(target=time.sleep, args=(99,)).start()",
     "memory": "x = []\nwhile True:\n    x.append(bytearray(1 << 24))",
     "one huge allocation": "x = bytearray(1 << 40)",
     "gigabytes of output": "import sys\nwhile True:\n    sys.stdout.write('x' * 1000000)",
@@ -52,50 +53,65 @@ HOSTILE_STDIN = {
     "    def write(self, text): return 1\n"
     "    closed = True\nsys.stdout = Any()\nprint(7)",
     "memory of the parent": "import os\nprint(open(f'/proc/{os.getppid()}/mem', 'rb').read(99))",
-    "command line of everyone": "import glob\nfor name in glob.glob('/proc/*/cmdline'): print(open(name).read())\n"
+    "command line of everyone": "import glob\n"
+    "for name in glob.glob('/proc/*/cmdline'): print(open(name).read())\n"
     "open('/proc/1/cmdline')",
-    "environment of everyone": "import glob\nfor name in glob.glob('/proc/*/environ'): print(open(name).read())\n"
+    "environment of everyone": "import glob\n"
+    "for name in glob.glob('/proc/*/environ'): print(open(name).read())\n"
     "open('/proc/1/environ')",
     "own environment": "import os\nprint(os.environ['CANARY'])",
     "read a file outside": "print(open({file!r}).read(), end='')",
-    "read a file through a symlink": "import os\nos.symlink({file!r}, 'here')\nprint(open('here').read(), end='')",
-    "hard link to a file outside": "import os\nos.link({file!r}, 'here')\nprint(open('here').read(), end='')",
+    "read a file through a symlink": "import os\nos.symlink({file!r}, 'here')\n"
+    "print(open('here').read(), end='')",
+    "hard link to a file outside": "import os\nos.link({file!r}, 'here')\n"
+    "print(open('here').read(), end='')",
     "list outside folders": "import os\nprint(os.listdir({folder!r})[0])",
     "write a file outside": "open({folder!r} + '/written', 'w').write('x')\nprint(7)",
     "write to shared memory": "open('/dev/shm/written-by-the-sandbox', 'w').write('x')\nprint(7)",
-    "leave files in the temporary folder": "import tempfile, os\nfd, name = tempfile.mkstemp(prefix='left-')\n"
+    "leave files in the temporary folder": "import tempfile, os\n"
+    "fd, name = tempfile.mkstemp(prefix='left-')\n"
     "os.write(fd, b'x')\nprint(name)",
-    "a deep tree without permissions": "import os\nfor i in range(3000):\n    os.mkdir('d', 0o700)\n    os.chdir('d')\n"
+    "a deep tree without permissions": "import os\nfor i in range(3000):\n"
+    "    os.mkdir('d', 0o700)\n    os.chdir('d')\n"
     "os.mkdir('e', 0)",
     "climb the stack": "import sys\nframe = sys._getframe()\nwhile frame:\n"
     "    print({{**frame.f_globals, **frame.f_locals}})\n    frame = frame.f_back",
-    "frames of a traceback": "try:\n    1 / 0\nexcept Exception as e:\n    t = e.__traceback__\n    while t:\n"
+    "frames of a traceback": "try:\n    1 / 0\nexcept Exception as e:\n"
+    "    t = e.__traceback__\n    while t:\n"
     "        print(t.tb_frame.f_back and t.tb_frame.f_back.f_locals)\n        t = t.tb_next",
-    "every live object": "import gc\nfor x in gc.get_objects():\n    if isinstance(x, (dict, list, tuple)):\n"
+    "every live object": "import gc\nfor x in gc.get_objects():\n"
+    "    if isinstance(x, (dict, list, tuple)):\n"
     "        s = repr(x)[:10000]\n"
     "        if 'expected-73915' in s.replace(\"'expected-73915' in s\", ''): print(s)",
-    "contact a listener": "import socket\ns = socket.create_connection(('127.0.0.1', {port}), 1)\ns.send(b'x')\n"
+    "contact a listener": "import socket\n"
+    "s = socket.create_connection(('127.0.0.1', {port}), 1)\ns.send(b'x')\n"
     "print(s.recv(99).decode())",
     "kill the parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nprint(7)",
     "kill the group": "import os, signal\nos.killpg(0, signal.SIGKILL)\nprint(7)",
     "kill everybody": "import os, signal\nos.kill(-1, signal.SIGKILL)\nprint(7)",
-    "daemon": "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(1000)\n"
+    "daemon": "import os, time\nif os.fork() == 0:\n    os.setsid()\n"
+    "    if os.fork() == 0: time.sleep(1000)\n"
     "    os._exit(0)\nprint(7)",
-    "child program": "import subprocess\nprint(subprocess.run(['/bin/sh', '-c', 'id'], capture_output=True).stdout)",
+    "child program": "import subprocess\n"
+    "print(subprocess.run(['/bin/sh', '-c', 'id'], capture_output=True).stdout)",
     "ignore signals": "import signal\n"
     "for n in (signal.SIGTERM, signal.SIGINT, signal.SIGXCPU, signal.SIGALRM): signal.signal(n, "
     "signal.SIG_IGN)\nwhile True: pass",
     "os._exit": "import os\nos._exit(0)",
     "sys.exit": "import sys\nsys.exit(0)",
-    "exit in __del__": "import os\nclass X:\n    def __del__(self): os._exit(0)\nx = X()\ndel x\nprint(7)",
-    "deep recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef f(n): return f(n + 1) + 1\nf(0)",
+    "exit in __del__": "import os\nclass X:\n    def __del__(self): os._exit(0)\nx = X()\n"
+    "del x\nprint(7)",
+    "deep recursion": "import sys\nsys.setrecursionlimit(10**9)\n"
+    "def f(n): return f(n + 1) + 1\nf(0)",
     "deep recursion in C": "import sys\nsys.setrecursionlimit(10**9)\nclass A:\n"
     "    def __getattr__(self, n): return getattr(self, n + 'x')\nA().x",
     "replace builtins": "import builtins\n"
     "builtins.print = builtins.len = builtins.open = builtins.str = lambda *a: True\nprint(7)",
-    "replace json": "import sys, json\njson.loads = json.dumps = lambda *a, **k: True\nsys.modules['json'] = None\n"
+    "replace json": "import sys, json\njson.loads = json.dumps = lambda *a, **k: True\n"
+    "sys.modules['json'] = None\n"
     "print(7)",
-    "huge integer to string": "import sys\ngetattr(sys, 'set_int_max_str_digits', print)(0)\nprint(10 ** (10 ** 8))",
+    "huge integer to string": "import sys\n"
+    "getattr(sys, 'set_int_max_str_digits', print)(0)\nprint(10 ** (10 ** 8))",
     "tower of powers": "print(9 ** 9 ** 9 ** 9)",
     "regex blow-up": "import re\nre.match(r'(a+)+$', 'a' * 60 + 'b')",
     "null byte": "print(7)\0",
@@ -103,13 +119,16 @@ HOSTILE_STDIN = {
     "nested brackets": "x = " + "(" * 100000 + ")" * 100000,
     "fill the disk": "i = 0\nwhile True:\n    open(str(i), 'wb').write(bytes(1 << 20))\n    i += 1",
     "open many files": "x = []\nwhile True: x.append(open('f', 'w'))",
-    "trace another process": "import ctypes, os\nprint(ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0))",
+    "trace another process": "import ctypes, os\n"
+    "print(ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0))",
     "new namespaces": "import ctypes\nprint(ctypes.CDLL(None).unshare(0x10000000))",
     "crash": "import ctypes\nctypes.string_at(0)",
     "a thread that never ends": f"import threading\ndef f():\n    while True: pass\n"
     f"threading.Thread(target=f).start()\nprint({SECRET[:8]!r})",
-    "exit handler that never ends": "import atexit, time\natexit.register(time.sleep, 1000)\nprint(7)",
-    "reads the channel": "import os\nfor fd in range(3, 64):\n    try: print(os.read(fd, 1 << 16))\n"
+    "exit handler that never ends": "import atexit, time\n"
+    "atexit.register(time.sleep, 1000)\nprint(7)",
+    "reads the channel": "import os\nfor fd in range(3, 64):\n"
+    "    try: print(os.read(fd, 1 << 16))\n"
     "    except OSError: pass",
 }
 HOSTILE_CALLS = {
@@ -117,14 +136,16 @@ HOSTILE_CALLS = {
     "    def __ne__(self, other): return False\ndef f(x): return Any()",
     "string that equals everything": "class S(str):\n    def __eq__(self, other): return True\n"
     "    __hash__ = str.__hash__\ndef f(x): return S('no')",
-    "override the assertion": "import builtins, sys\nbuiltins.AssertionError = type('Quiet', (Exception,), {})\n"
+    "override the assertion": "import builtins, sys\n"
+    "builtins.AssertionError = type('Quiet', (Exception,), {})\n"
     "sys.excepthook = print\ndef f(x): return 1",
     "exit in the function": "import os\ndef f(x): os._exit(0)",
     "sys.exit in the function": "import sys\ndef f(x): sys.exit(0)",
     "raise SystemExit at the top": "raise SystemExit(0)",
     "forged verdict on the channel": 'import os\ndef f(x):\n    os.write(3, b\'{"ok": true}\\n'
     '{"value": 1, "ok": true}\\n\')\n    os._exit(0)',
-    "tests in the caller's frames": "import sys\ndef f(x):\n    frame, seen = sys._getframe(), ''\n    while frame:\n"
+    "tests in the caller's frames": "import sys\ndef f(x):\n"
+    "    frame, seen = sys._getframe(), ''\n    while frame:\n"
     "        seen += repr(frame.f_locals)\n        frame = frame.f_back\n"
     "    at = seen.find('expected-' + '73915')\n    return seen[at:at + 21]",
     "endless result": "def f(x):\n    while True: yield 1",
@@ -137,7 +158,8 @@ HOSTILE_CALLS = {
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """Every hostile program judged once: name -> (verdict, seconds / load), and what they could have touched."""
+    """Every hostile program judged once: name -> (verdict, seconds / load), and what they could
+    have touched."""
     folder = tmp_path_factory.mktemp("outside")
     (folder / SECRET).write_text(SECRET + "\n")
     os.environ["CANARY"] = SECRET
@@ -167,7 +189,7 @@ def hostile(tmp_path_factory):
         return verdict, seconds / max(load, sandbox.load())
 
     with ThreadPoolExecutor(sandbox.cores()) as pool:  # as many at a time as verify_batch
-        results = dict(zip(jobs, pool.map(judge, jobs.values())))
+        results = dict(zip(jobs, pool.map(judge, jobs.values()), strict=True))
     yield SimpleNamespace(results=results, folder=folder, listener=listener, before=before)
     listener.close()
     del os.environ["CANARY"]
@@ -234,7 +256,8 @@ for x in gc.get_objects():
 
 @pytest.mark.parametrize("answer", [STDIN, FUNCTION, ASSERT])
 def test_no_frame_or_object_of_the_sandbox_holds_the_expected_output(answer):
-    """It prints the expected output where it finds it: right in the first form, shown as the output in the others."""
+    """It prints the expected output where it finds it: right in the first form, shown as the
+    output in the others."""
     verify_code(
         fenced("def f(x): return 1"), answer
     )  # what the server may have kept of another test
@@ -246,88 +269,113 @@ def test_no_frame_or_object_of_the_sandbox_holds_the_expected_output(answer):
 
 @linux
 def test_descriptors_of_the_server_reach_no_program():
-    """Its socket would let a program answer for others: open are the standard files and, for functions, the channel."""
+    """Its socket would let a program answer for others. Open are the standard files and, for a
+    function, the file for its result."""
     look = (
-        "import os, stat\ndef is_open(fd):\n    try: return bool(os.fstat(fd))\n    except OSError: return False\n"
+        "import os, stat\ndef is_open(fd):\n    try: return bool(os.fstat(fd))\n"
+        "    except OSError: return False\n"
         "found = [fd for fd in range(1024) if is_open(fd)]\n"
     )
     f = "def f(x): return found, [fd for fd in found if stat.S_ISSOCK(os.fstat(fd).st_mode)]"
     stdin = {"type": "stdin", "tests": [{"input": "", "output": "[0, 1, 2]"}]}
     assert verify_code(fenced(look + "print(found)"), stdin).feedback == ""
-    assert verify_code(fenced(look + f), call([("0", "[[0, 1, 2, 3], [3]]")])).feedback == ""
+    assert verify_code(fenced(look + f), call([("0", "[[0, 1, 2, 3], []]")])).feedback == ""
 
 
 HONEST = {  # two numbers on one line in, their sum out
     "plain": "a, b = map(int, input().split())\nprint(a + b)",
-    "main guard": "def main():\n    a, b = map(int, input().split())\n    print(a + b)\nif __name__ == '__main__':\n"
+    "main guard": "def main():\n    a, b = map(int, input().split())\n    print(a + b)\n"
+    "if __name__ == '__main__':\n"
     "    main()",
     "sys.stdin.read": "import sys\nprint(sum(map(int, sys.stdin.read().split())))",
     "sys.stdin.buffer": "import sys\nprint(sum(map(int, sys.stdin.buffer.read().split())))",
-    "sys.stdin.buffer.readline": "import sys\ninput = sys.stdin.buffer.readline\na, b = map(int, input().split())\n"
+    "sys.stdin.buffer.readline": "import sys\ninput = sys.stdin.buffer.readline\n"
+    "a, b = map(int, input().split())\n"
     "print(a + b)",
-    "sys.stdin.readline": "import sys\ninput = sys.stdin.readline\na, b = map(int, input().split())\nprint(a + b)",
+    "sys.stdin.readline": "import sys\ninput = sys.stdin.readline\n"
+    "a, b = map(int, input().split())\nprint(a + b)",
     "lines of stdin": "import sys\nfor line in sys.stdin:\n    print(sum(map(int, line.split())))",
     "open(0)": "print(sum(map(int, open(0).read().split())))",
     "os.read": "import os\nprint(sum(map(int, os.read(0, 1000).split())))",
     "os.write": "import os\nos.write(1, str(sum(map(int, input().split()))).encode() + b'\\n')",
-    "input to the end": "n = []\ntry:\n    while True: n += map(int, input().split())\nexcept EOFError:\n"
+    "input to the end": "n = []\ntry:\n    while True: n += map(int, input().split())\n"
+    "except EOFError:\n"
     "    print(sum(n))",
     "sys.stdout.write": "import sys\nsys.stdout.write(str(sum(map(int, input().split()))))",
-    "buffered bytes": "import sys\nsys.stdout.buffer.write(b'%d\\n' % sum(map(int, input().split())))",
+    "buffered bytes": "import sys\n"
+    "sys.stdout.buffer.write(b'%d\\n' % sum(map(int, input().split())))",
     "BytesIO as stdout": "import sys, io, os\nout = io.StringIO()\nsys.stdout = out\n"
     "print(sum(map(int, input().split())))\nsys.__stdout__.write(out.getvalue())",
-    "print with end and flush": "a, b = map(int, input().split())\nprint(a + b, end='', flush=True)",
-    "fileinput": "import fileinput\nfor line in fileinput.input(): print(sum(map(int, line.split())))",
+    "print with end and flush": "a, b = map(int, input().split())\n"
+    "print(a + b, end='', flush=True)",
+    "fileinput": "import fileinput\n"
+    "for line in fileinput.input(): print(sum(map(int, line.split())))",
     "exit() at the end": "print(sum(map(int, input().split())))\nexit()",
     "sys.exit(0) at the end": "import sys\nprint(sum(map(int, input().split())))\nsys.exit(0)",
-    "sys.exit() in main": "import sys\ndef main():\n    print(sum(map(int, input().split())))\nsys.exit(main())",
-    "exceptions": "try:\n    int('x')\nexcept ValueError as e:\n    print(sum(map(int, input().split())))\nfinally:\n"
+    "sys.exit() in main": "import sys\ndef main():\n"
+    "    print(sum(map(int, input().split())))\nsys.exit(main())",
+    "exceptions": "try:\n    int('x')\nexcept ValueError as e:\n"
+    "    print(sum(map(int, input().split())))\nfinally:\n"
     "    pass",
     "classes": "class Adder:\n    def __init__(self, a, b): self.a, self.b = a, b\n"
     "    def __call__(self): return self.a + self.b\nprint(Adder(*map(int, input().split()))())",
-    "dataclasses": "from dataclasses import dataclass\n@dataclass\nclass P:\n    a: int\n    b: int\n"
+    "dataclasses": "from dataclasses import dataclass\n@dataclass\nclass P:\n    a: int\n"
+    "    b: int\n"
     "p = P(*map(int, input().split()))\nprint(p.a + p.b)",
-    "named tuple and enum": "from collections import namedtuple\nfrom enum import Enum\nclass C(Enum):\n    A = 0\n"
+    "named tuple and enum": "from collections import namedtuple\nfrom enum import Enum\n"
+    "class C(Enum):\n    A = 0\n"
     "P = namedtuple('P', 'a b')\nprint(sum(P(*map(int, input().split()))) + C.A.value)",
-    "collections": "from collections import Counter, defaultdict, deque\nq = deque(map(int, input().split()))\n"
+    "collections": "from collections import Counter, defaultdict, deque\n"
+    "q = deque(map(int, input().split()))\n"
     "print(q.popleft() + q.pop())",
-    "heapq and bisect": "import heapq, bisect\nh = list(map(int, input().split()))\nheapq.heapify(h)\n"
+    "heapq and bisect": "import heapq, bisect\nh = list(map(int, input().split()))\n"
+    "heapq.heapify(h)\n"
     "print(heapq.heappop(h) + heapq.heappop(h))",
     "itertools and functools": "from itertools import accumulate\nfrom functools import reduce\n"
     "print(reduce(lambda a, b: a + b, map(int, input().split())))",
     "math and decimal": "import math\nfrom decimal import Decimal\nfrom fractions import Fraction\n"
     "a, b = map(Fraction, input().split())\nprint(math.floor(a + b))",
-    "setrecursionlimit": "import sys\nsys.setrecursionlimit(10**6)\ndef f(n): return 0 if n == 0 else 1 + f(n - 1)\n"
+    "setrecursionlimit": "import sys\nsys.setrecursionlimit(10**6)\n"
+    "def f(n): return 0 if n == 0 else 1 + f(n - 1)\n"
     "a, b = map(int, input().split())\nprint(f(50000) - 50000 + a + b)",
-    "recursion through lru_cache": "import sys\nfrom functools import lru_cache\nsys.setrecursionlimit(10**6)\n"
+    "recursion through lru_cache": "import sys\nfrom functools import lru_cache\n"
+    "sys.setrecursionlimit(10**6)\n"
     "@lru_cache(None)\ndef f(n): return 0 if n == 0 else 1 + f(n - 1)\n"
     "print(f(20000) - 20000 + sum(map(int, input().split())))",
-    "thread with a big stack": "import sys, threading\ndef main(): print(sum(map(int, input().split())))\n"
+    "thread with a big stack": "import sys, threading\n"
+    "def main(): print(sum(map(int, input().split())))\n"
     "threading.stack_size(1 << 27)\nt = threading.Thread(target=main)\nt.start()\nt.join()",
     "threads nobody joins": "import threading, time\ndef main():\n    time.sleep(0.1)\n"
     "    print(sum(map(int, input().split())))\nthreading.Thread(target=main).start()",
     "thread pool": "from concurrent.futures import ThreadPoolExecutor\n"
     "with ThreadPoolExecutor(4) as p: print(sum(p.map(int, input().split())))",
-    "asyncio": "import asyncio\nasync def main(): return sum(map(int, input().split()))\nprint(asyncio.run(main()))",
+    "asyncio": "import asyncio\nasync def main(): return sum(map(int, input().split()))\n"
+    "print(asyncio.run(main()))",
     "resource limits": "import resource, sys\n"
     "resource.setrlimit(resource.RLIMIT_STACK, resource.getrlimit(resource.RLIMIT_STACK))\n"
     "print(sum(map(int, input().split())))",
     "scratch file": "with open('scratch.txt', 'w') as f: f.write(input())\n"
     "print(sum(map(int, open('scratch.txt').read().split())))",
-    "tempfile": "import tempfile\nwith tempfile.TemporaryFile('w+') as f:\n    f.write(input())\n    f.seek(0)\n"
+    "tempfile": "import tempfile\nwith tempfile.TemporaryFile('w+') as f:\n"
+    "    f.write(input())\n    f.seek(0)\n"
     "    print(sum(map(int, f.read().split())))",
     "numpy when there": "try:\n    import numpy as np\n"
     "    print(int(np.array(input().split(), dtype=np.int64).sum()))\nexcept ImportError:\n"
     "    print(sum(map(int, input().split())))",
-    "random and time": "import random, time\nrandom.seed(1)\ntime.sleep(0.01)\nprint(sum(map(int, input().split())))",
-    "generators and walrus": "def g():\n    yield from map(int, input().split())\nprint(total := sum(g()))",
+    "random and time": "import random, time\nrandom.seed(1)\ntime.sleep(0.01)\n"
+    "print(sum(map(int, input().split())))",
+    "generators and walrus": "def g():\n    yield from map(int, input().split())\n"
+    "print(total := sum(g()))",
     "match": "match input().split():\n    case [a, b]: print(int(a) + int(b))",
-    "type hints and typing": "from typing import List, Optional\ndef f(x: List[int]) -> Optional[int]: return sum(x)\n"
+    "type hints and typing": "from typing import List, Optional\n"
+    "def f(x: List[int]) -> Optional[int]: return sum(x)\n"
     "print(f([*map(int, input().split())]))",
     "unicode names": "größe = sum(map(int, input().split()))\nprint(größe)",
-    "print to stderr": "import sys\nprint('debug', file=sys.stderr)\nprint(sum(map(int, input().split())))",
+    "print to stderr": "import sys\nprint('debug', file=sys.stderr)\n"
+    "print(sum(map(int, input().split())))",
     "alarm": "import signal\nsignal.alarm(100)\nprint(sum(map(int, input().split())))",
-    "one second of work": "x = 0\nfor i in range(5 * 10**6): x += i\nprint(sum(map(int, input().split())))",
+    "one second of work": "x = 0\nfor i in range(5 * 10**6): x += i\n"
+    "print(sum(map(int, input().split())))",
     "exec and eval": "exec('x = sum(map(int, input().split()))')\nprint(eval('x'))",
     "trailing spaces and lines": "print(sum(map(int, input().split())), '\\n\\n')",
     "a float": "print(float(sum(map(int, input().split()))))",
@@ -355,12 +403,14 @@ def call(tests, entry="f"):
     "program, answer",
     [
         (
-            "class Solution:\n    def f(self, a: List[int], b: int) -> int:\n        return sum(a) + b",
+            "class Solution:\n    def f(self, a: List[int], b: int) -> int:\n"
+            "        return sum(a) + b",
             call([("[1, 2]\n3", "6")]),
         ),
         ("def f(a, b):\n    return sum(a) + b", call([("[1, 2]\n3", "6")])),
         (
-            "class Solution:\n    def f(self, n):\n        return sqrt(n), Counter('aa')['a'], inf > 1, pow(3, 4, 5)",
+            "class Solution:\n    def f(self, n):\n"
+            "        return sqrt(n), Counter('aa')['a'], inf > 1, pow(3, 4, 5)",
             call([("9", "[3, 2, true, 1]")]),
         ),
         (
@@ -374,7 +424,8 @@ def call(tests, entry="f"):
         ("def f(n): return n / 3", call([("1", "0.33333333")])),
         ("def f(n): return 2 ** n", call([("200", str(2**200))])),
         (
-            "print('noise')\ndef f(n):\n    print('noise')\n    return n\nif __name__ == '__main__':\n    raise SystemError",
+            "print('noise')\ndef f(n):\n    print('noise')\n    return n\n"
+            "if __name__ == '__main__':\n    raise SystemError",
             call([("1", "1")]),
         ),
     ],
@@ -445,7 +496,8 @@ def test_assertions_see_plain_data_through_the_proxy(program, test):
 CLASSES = (
     "class Stack:\n    def __init__(self): self.x = []\n    def push(self, v): self.x.append(v)\n"
     "    def __len__(self): return len(self.x)\n    def __contains__(self, v): return v in self.x\n"
-    "    def __iter__(self): return iter(self.x)\n    def __eq__(self, other): return self.x == other.x\n"
+    "    def __iter__(self): return iter(self.x)\n"
+    "    def __eq__(self, other): return self.x == other.x\n"
 )
 ERRORS = "class Refused(ValueError): pass\ndef f(x): raise Refused('no ' + str(x))"
 
@@ -455,15 +507,18 @@ ERRORS = "class Refused(ValueError): pass\ndef f(x): raise Refused('no ' + str(x
     [
         (
             CLASSES,
-            "s = Stack()\ns.push(4)\nassert len(s) == 1 and 4 in s and 5 not in s and list(s) == [4]",
+            "s = Stack()\ns.push(4)\n"
+            "assert len(s) == 1 and 4 in s and 5 not in s and list(s) == [4]",
         ),
         (
             CLASSES,
-            "s, t = Stack(), Stack()\ns.push(4)\nassert s != t and isinstance(s, Stack)\nt.push(4)\nassert s == t",
+            "s, t = Stack(), Stack()\ns.push(4)\nassert s != t and isinstance(s, Stack)\n"
+            "t.push(4)\nassert s == t",
         ),
         (
             ERRORS,
-            "try:\n    f(1)\nexcept Refused as e:\n    assert str(e) == 'no 1'\nelse:\n    assert False",
+            "try:\n    f(1)\nexcept Refused as e:\n    assert str(e) == 'no 1'\nelse:\n"
+            "    assert False",
         ),
         (
             ERRORS,
@@ -496,13 +551,15 @@ ERRORS = "class Refused(ValueError): pass\ndef f(x): raise Refused('no ' + str(x
         ("LIMIT = 7\ndef f(x): return x % LIMIT", "assert f(9) == 9 % LIMIT"),
         (
             "class Node:\n    def __init__(self, v, next=None): self.v, self.next = v, next\n"
-            "def f(head):\n    back = None\n    while head: head.next, back, head = back, head, head.next\n    return back",
+            "def f(head):\n    back = None\n"
+            "    while head: head.next, back, head = back, head, head.next\n    return back",
             "h = f(Node(1, Node(2)))\nassert (h.v, h.next.v, h.next.next) == (2, 1, None)",
         ),
     ],
 )
 def test_tests_use_the_programs_classes_exceptions_and_callbacks(program, test):
-    """Only plain data went to the program and came back: such tests of MBPP and LiveCodeBench failed for everybody."""
+    """Only plain data went to the program and came back: such tests of MBPP and LiveCodeBench
+    failed for everybody."""
     answer = {"type": "assert", "tests": [test], "entry_point": "f"}
     assert verify_code(fenced(program), answer).feedback == ""
     broken = (
@@ -517,9 +574,12 @@ def test_tests_use_the_programs_classes_exceptions_and_callbacks(program, test):
     "result",
     [
         "type('A', (), {'__eq__': lambda s, o: True, '__hash__': None})()",
-        "type('A', (), {'__contains__': lambda s, o: True, '__gt__': lambda s, o: True, '__lt__': lambda s, o: True})()",
-        "type('A', (), {'__sub__': lambda s, o: s, '__abs__': lambda s: s, '__lt__': lambda s, o: True})()",
-        "type('f', (), {'__contains__': lambda s, o: True, '__eq__': lambda s, o: True, '__hash__': None})()",
+        "type('A', (), {'__contains__': lambda s, o: True, '__gt__': lambda s, o: True, "
+        "'__lt__': lambda s, o: True})()",
+        "type('A', (), {'__sub__': lambda s, o: s, '__abs__': lambda s: s, '__lt__': "
+        "lambda s, o: True})()",
+        "type('f', (), {'__contains__': lambda s, o: True, '__eq__': lambda s, o: True, "
+        "'__hash__': None})()",
     ],
 )
 @pytest.mark.parametrize(
@@ -533,7 +593,8 @@ def test_tests_use_the_programs_classes_exceptions_and_callbacks(program, test):
     ],
 )
 def test_an_object_of_the_program_is_equal_to_no_value_of_the_test(result, test):
-    """References to objects of the program made `__eq__` and `__contains__` of any class a right answer."""
+    """References to objects of the program made `__eq__` and `__contains__` of any class a right
+    answer."""
     answer = {"type": "assert", "tests": [test], "entry_point": "f"}
     assert not verify_code(fenced(f"def f(x): return {result}"), answer).correct
 
@@ -605,7 +666,7 @@ def test_names_that_graders_define_need_no_import(name, value):
         ("- So:\n\n    ```python\n    print(7)\n    ```", "print(7)\n"),
     ],
 )
-def test_a_fence_inside_a_docstring_does_not_close_the_block(response, program):
+def test_a_block_ends_at_its_own_fence_not_at_one_in_a_docstring(response, program):
     verdict = verify_code(response, {"type": "stdin", "tests": [{"input": "", "output": "7"}]})
     assert verdict.correct and verdict.answer.endswith(program)
 
@@ -895,8 +956,8 @@ def test_killed_server_is_started_again_and_the_verdict_is_right():
 @linux
 def test_server_and_programs_die_with_a_killed_trainer(tmp_path):
     script = (
-        HEADER
-        + "import os\nverifiers.describe_isolation()\nprint(sandbox._server.process.pid, flush=True)\n"
+        HEADER + "import os\nverifiers.describe_isolation()\n"
+        "print(sandbox._server.process.pid, flush=True)\n"
         f"verifiers.verify_code({fenced('while True: pass')!r}, answer, time_limit=100)\n"
     )
     trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -955,11 +1016,15 @@ def test_forked_child_of_the_trainer_uses_a_server_of_its_own():
     ],
 )
 def test_each_layer_can_be_missing_and_is_named(missing, tmp_path):
-    """As in a container without user namespaces, or on an old kernel: it still runs, and says what it lacks."""
+    """As in a container without user namespaces, or on an old kernel: it still runs, and says what
+    it lacks."""
     source = Path(sandbox.__file__).read_text()
     for name in missing:
         head = f"def {name}(" + source.split(f"def {name}(")[1].split(":\n")[0] + ":\n"
-        fault = "    return {name + ' namespace': False for name in ('user', 'network', 'IPC', 'PID')}\n"
+        fault = (
+            "    return {name + ' namespace': False for name in ('user', 'network', "
+            "'IPC', 'PID')}\n"
+        )
         source = source.replace(
             head, head + (fault if name == "_enter_namespaces" else "    raise OSError\n")
         )
@@ -993,13 +1058,60 @@ def test_each_layer_can_be_missing_and_is_named(missing, tmp_path):
     assert not [name for name in set(os.listdir("/tmp")) - before if name.startswith("sandbox-")]
 
 
+@pytest.mark.parametrize(
+    "program, output",
+    [
+        ("def f(x): return 10**5000", "[1]"),
+        ("def f(x): return 10**400", "1.5"),
+        ("def f(x): return 1.5", "1" + "0" * 400),
+        ("def f(x): return {1}", "[1]"),
+        ("def f(x): return complex(1, 2)", "1"),
+    ],
+)
+def test_a_result_of_any_size_or_type_gets_a_verdict(program, output):
+    """An integer of 4,301 digits or beyond every float raised out of verify, into the training."""
+    verdict = verify_code(fenced(program), call([("1", output)]))
+    assert not verdict.correct and verdict.feedback.startswith("Test 1 failed")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "{'builtins.bytes': [1 << 40]}",
+        "{'builtins.tuple': [{'builtins.range': [0, 1 << 40, 1]}]}",
+        "{'fractions.Fraction': [7 ** (10 ** 6), 3 ** (10 ** 6)]}",
+        "{'yours': 0}",
+        "{'builtins.tuple': {'builtins.dict': 3}}",
+        "None",
+    ],
+)
+def test_a_forged_result_costs_the_caller_neither_memory_nor_time(value):
+    """`tuple` of a forged range was made in the trainer and took its memory."""
+    program = f"import json, os\ndef f(x):\n    value = {value}\n"
+    program += "    os.write(3, json.dumps({'value': value}).encode())\n    os._exit(0)"
+    start = time.process_time()
+    assert not verify_code(fenced(program), call([("1", "[1]")])).correct
+    assert time.process_time() - start < 1
+
+
+@linux
+def test_a_folder_without_permissions_is_removed_with_what_is_beside_it():
+    """It stayed, and after three of them the scratch space was full for every later program."""
+    program = "import os\nos.mkdir('d')\nos.mkdir('d/e', 0)\n"
+    program += "for i in range(5): open(f'd/{i}', 'wb').write(bytes((1 << 24) - 1))"
+    for _ in range(5):
+        assert sandbox.run_script(program, "").problem == ""
+
+
 def test_import_without_fork_says_what_is_missing(tmp_path):
     script = (
-        "import os, sys\nfor name in ('fork', 'register_at_fork', 'sched_getaffinity'): delattr(os, name)\n"
+        "import os, sys\n"
+        "for name in ('fork', 'register_at_fork', 'sched_getaffinity'): delattr(os, name)\n"
         "sys.modules['resource'] = None\nsys.platform = 'win32'\n"
         + HEADER
         + "print(verifiers.describe_isolation())\n"
-        "try:\n    verifiers.verify_code(response, answer)\nexcept RuntimeError as e:\n    print(e)\n"
+        "try:\n    verifiers.verify_code(response, answer)\nexcept RuntimeError as e:\n"
+        "    print(e)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
@@ -1017,14 +1129,16 @@ def reference(rows, name):
 
 
 def check_references(cases):
-    """One test of one MBPP reference takes 3.6 to 4.3 CPU seconds, bare too: more time for it alone."""
+    """One test of one MBPP reference takes 3.6 to 4.3 CPU seconds, bare too: it gets more time."""
     slow, cases = (
         [case for case in cases if case[0] == "mbpp-123"],
         [case for case in cases if case[0] != "mbpp-123"],
     )
     verdicts = verify_batch("code", [case[1] for case in cases], [case[2] for case in cases])
     assert [
-        (case[0], verdict.feedback) for case, verdict in zip(cases, verdicts) if not verdict.correct
+        (case[0], verdict.feedback)
+        for case, verdict in zip(cases, verdicts, strict=True)
+        if not verdict.correct
     ] == []
     assert all(verify_code(case[1], case[2], time_limit=15).correct for case in slow)
 
@@ -1054,11 +1168,11 @@ def test_solutions_of_other_problems_are_wrong_and_leak_no_expected_value(rows):
     cases = list(reference(rows, "code/mbpp_test"))[:40]
     renamed = [
         case[1].replace(case[2]["entry_point"], other[2]["entry_point"])
-        for case, other in zip(cases, cases[1:])
+        for case, other in zip(cases, cases[1:], strict=False)
     ]
     verdicts = verify_batch("code", renamed, [other[2] for other in cases[1:]])
     assert sum(verdict.correct for verdict in verdicts) <= 1
-    for verdict, other in zip(verdicts, cases[1:]):
+    for verdict, other in zip(verdicts, cases[1:], strict=True):
         for line in "\n".join(other[2]["tests"]).splitlines():
             assert line.strip() not in verdict.feedback
 

@@ -1,4 +1,4 @@
-"""Science and tool verifiers: every accepted and refused form, the gold answers of real data, bounds, feedback."""
+"""Science and tool verifiers: accepted and refused forms, golds of real data, bounds, feedback."""
 
 import json
 import random
@@ -97,7 +97,7 @@ CHOICES = [  # (response, the letter that is read, or None)
 
 @pytest.mark.parametrize("response, letter", CHOICES)
 def test_the_letter_that_is_read_is_the_choice(response, letter):
-    """The first capital letter of an option's text, or one of two letters, was read as the choice."""
+    """The first capital of an option's text, or one of two letters, was read as the choice."""
     for gold in "ABCDJZ":
         verdict = verify("science", response, gold)
         assert verdict.correct is (letter == gold) and verdict.answer == letter
