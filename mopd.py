@@ -33,15 +33,8 @@ import rollout
 from peer_context import Peers, choose_control, choose_peers
 from runtime import parallel
 from runtime.metrics import Sums, timed
-from runtime.models import (
-    chat_ids,
-    completion_text,
-    head,
-    plain_text,
-    product_dtype,
-    stop_ids,
-    student_ids,
-)
+from runtime.models import head, product_dtype
+from runtime.templates import chat_ids, completion_text, plain_text, stop_ids, student_ids
 from verifiers import Verdict, verify_batch
 
 METHODS = ("mopd", "sdpo", "opd", "grpo", "rft")

@@ -30,8 +30,9 @@ from runtime import checkpoint, fast_scoring, measure, parallel, report
 from runtime.checkpoint import append
 from runtime.fast_rollout import fused_norms, generate, rows_in_memory
 from runtime.metrics import describe
-from runtime.models import max_length, student_ids
+from runtime.models import max_length
 from runtime.setup import Run, prepare
+from runtime.templates import student_ids
 
 
 def option(default, help, choices=None):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import verifiers
 from mopd import Problem
-from runtime.models import max_length, student_ids
+from runtime.models import max_length
+from runtime.templates import student_ids
 
 
 def find_file(spec) -> Path:

@@ -24,7 +24,8 @@ import peer_context
 import rollout
 from runtime import checkpoint, parallel, report
 from runtime.fast_rollout import generate, rows_in_memory
-from runtime.models import completion_text, layouts_of, max_length, stop_ids
+from runtime.models import max_length
+from runtime.templates import completion_text, layouts_of, stop_ids
 from verifiers import verify_batch
 
 SAMPLES = 64  # answers for each arm, never more than a step has rollouts

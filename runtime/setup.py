@@ -13,7 +13,8 @@ import tiny
 import verifiers
 from runtime import checkpoint, data, models, parallel
 from runtime.fast_rollout import generate
-from runtime.models import layouts_of, load_model
+from runtime.models import load_model
+from runtime.templates import layouts_of
 
 # what a resumed run may change
 MAY_CHANGE = {
