@@ -149,9 +149,11 @@ def sample(
     with timed(seconds, "verify", student):
         flat = [(g, r) for g, group in zip(mine, groups, strict=True) for r in group]
         # Without the stop token: not every one of them is special, so decoding would not skip it.
-        texts = [completion_text(tokenizer, r.ids[:-1] if r.stopped else r.ids) for _, r in flat]
+        said = [(r.ids[:-1] if r.stopped else r.ids, r.prompt_ids) for _, r in flat]
+        texts = [completion_text(tokenizer, *ids) for ids in said]
+        shown = [peer_context.strip_thinking(text) for text in texts]  # what peers show is judged
         answers = [problems[g].answer for g, _ in flat]
-        verdicts = verify_batch(task, texts, answers, workers=parallel.workers())
+        verdicts = verify_batch(task, shown, answers, workers=parallel.workers())
         found = parallel.gather(list(zip(flat, texts, verdicts, strict=True)))
     found.sort(key=lambda item: item[0][0])
     return [Attempt(problems[g], g, r, text, verdict) for (g, r), text, verdict in found]

@@ -50,6 +50,7 @@ class Settings:
         "math", "task family: decides the verifier and the instruction", verifiers.TASKS
     )
     model: str = option("tiny", "tiny, a Hub id, or a folder that from_pretrained reads")
+    template_variables: str = option(None, "variables for the chat template, as a JSON object")
     data: str = option(None, "training rows: a JSON Lines file, or OWNER/NAME:FILE on the Hub")
     eval_data: str = option(None, "evaluation rows, likewise")
     prompt_field: str = option("prompt", "field of a row that holds the problem")

@@ -32,7 +32,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from runtime import parallel
+from runtime import parallel, templates
 
 try:
     import fcntl
@@ -277,6 +277,7 @@ def save(run) -> None:
                 "settings": dataclasses.asdict(run.settings),
                 "inputs": run.inputs,
                 "measured": run.measured,
+                "date": templates.writing.date.isoformat(),
             }
             (staging / "state" / "run.json").write_text(json.dumps(state) + "\n", "utf-8")
             write_manifest(staging)
@@ -472,8 +473,17 @@ def begin(run) -> None:
     """Rewind the run's folder to the checkpoint, or empty it, and write config.json."""
     for name in ("metrics.jsonl", "samples.jsonl", "tokens.jsonl"):
         rewind(run.out / name, run.done or -1)
-    config = dataclasses.asdict(run.settings) | ({"measured": run.measured} if run.measured else {})
+    config = dataclasses.asdict(run.settings) | {"date": templates.writing.date.isoformat()}
+    config |= {"measured": run.measured} if run.measured else {}
     replace(run.out / "config.json", [json.dumps(config, indent=1).encode(), b"\n"])
+
+
+def date_of(out: Path) -> str | None:
+    """The date that the chat templates of a run write; None for a run that has not saved one."""
+    try:
+        return json.loads((out / "config.json").read_text("utf-8")).get("date")
+    except (OSError, ValueError):  # a run that died before its first step
+        return None
 
 
 def sync(path: Path) -> None:

@@ -157,7 +157,11 @@ def answers(run, model, tokenizer, copies, wanted) -> dict:
         write, most, fits=run.fits, alone=lambda n: n == 1, name="generating answers"
     )
     flat = [(a, rollout) for (_, a), group in zip(mine, groups, strict=True) for rollout in group]
-    texts = [completion_text(tokenizer, r.ids[:-1] if r.stopped else r.ids) for _, r in flat]
+    texts = [
+        completion_text(tokenizer, r.ids[:-1] if r.stopped else r.ids, r.prompt_ids)
+        for _, r in flat
+    ]
+    texts = [peer_context.strip_thinking(text) for text in texts]
     verdicts = verify_batch(
         s.task, texts, [a.problem.answer for a, _ in flat], workers=parallel.workers()
     )
@@ -170,7 +174,7 @@ def answers(run, model, tokenizer, copies, wanted) -> dict:
             a.problem.key,
             verdict.correct and r.stopped,
             r.stopped,
-            peer_context.strip_thinking(text) in shown[id(a)],
+            text in shown[id(a)],
         )
         for (a, r), text, verdict in zip(flat, texts, verdicts, strict=True)
     ]

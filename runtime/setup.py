@@ -11,7 +11,7 @@ import torch
 import mopd
 import tiny
 import verifiers
-from runtime import checkpoint, data, models, parallel
+from runtime import checkpoint, data, models, parallel, templates
 from runtime.fast_rollout import generate
 from runtime.models import load_model
 from runtime.templates import layouts_of
@@ -112,6 +112,7 @@ def load(settings):
 def prepare(settings) -> Run:
     """Load and check everything before any work; errors as in `load` and checkpoint.load."""
     s, kind = settings, torch.device(settings.device).type
+    templates.begin(s.template_variables, checkpoint.date_of(Path(s.out)) if s.resume else None)
     student, tokenizer, teacher, train, held_out, inputs = parallel.in_turn(lambda: load(s))
     for model in (student, teacher.model):
         parallel.shard(model, device=s.device, dtype=s.dtype)

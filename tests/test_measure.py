@@ -321,7 +321,7 @@ def test_process_0_decides(monkeypatch):
 def test_turns_are_refused_where_the_template_cannot_write_them(
     folder, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(train, "layouts_of", lambda tokenizer: ("turn",))
+    monkeypatch.setattr("runtime.setup.layouts_of", lambda tokenizer: ("turn",))
     with pytest.raises(SystemExit):
         train.main(flags(folder, tmp_path / "out", "--layout", "turns"))
     assert (
