@@ -286,7 +286,7 @@ def microbatches(attempts, budget: int, prompt=longer_prompt, model=None) -> lis
     a batch of its own. model: ignored here; the fast twin asks it whether prompts can be shared.
     """
     sized = [(len(prompt(a)) + len(a.rollout.ids), a) for a in attempts if a.weight]
-    batches = []
+    batches, longest = [], 0
     for size, a in sorted(sized, key=lambda pair: pair[0], reverse=True):
         # The first attempt of a batch is its longest: the others are padded to it.
         if batches and (len(batches[-1]) + 1) * longest <= budget:
