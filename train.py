@@ -51,11 +51,12 @@ class Settings:
     )
     model: str = option("tiny", "tiny, a Hub id, or a folder that from_pretrained reads")
     template_variables: str = option(None, "variables for the chat template, as a JSON object")
-    data: str = option(None, "training rows: a JSON Lines file, or OWNER/NAME:FILE on the Hub")
+    data: str = option(None, "training rows: a file, a folder, or OWNER/NAME[:SPLIT] on the Hub")
     eval_data: str = option(None, "evaluation rows, likewise")
-    prompt_field: str = option("prompt", "field of a row that holds the problem")
-    answer_field: str = option("answer", "field of a row that holds the gold answer")
-    system_field: str = option("system", "field of a row that may hold a system message")
+    prompt_field: str = option(None, "field of a row that holds the problem (default: found)")
+    answer_field: str = option(None, "field of a row that holds the gold answer (default: found)")
+    system_field: str = option(None, "field of a row that may hold a system message")
+    skip_bad_rows: bool = option(False, "leave out rows that cannot be read")
     method: str = option("mopd", "what the student learns from", mopd.METHODS)
     peers: str = option(None, "what the mopd teacher reads (default contrastive)", mopd.PEERS)
     peer_tokens: int = option(
@@ -175,6 +176,8 @@ class Settings:
             )
         if self.model != "tiny" and not self.data:
             raise ValueError(f"--model {self.model} needs --data FILE")
+        if self.steps == 0 and self.model != "tiny" and not self.eval_data:
+            raise ValueError("--steps 0 evaluates and ends: it needs --eval-data")
         if self.resume and not self.out:
             raise ValueError("--resume needs --out: the folder of the run to continue")
         if self.method == "mopd" and self.peers == "unrelated" and self.problems < 2:
@@ -228,7 +231,7 @@ class Settings:
         return self.method not in mopd.NO_TEACHER
 
 
-MAY_BE_ZERO = ("ema_rate", "lr", "warmup_steps", "weight_decay", "eval_temperature", "seed")
+MAY_BE_ZERO = "steps ema_rate lr warmup_steps weight_decay eval_temperature seed".split()
 # Setting: (default for the tiny student, default for other models, which is the paper's). The tiny
 # teacher is frozen: training on prompts without peers makes so small a student forget how to read
 # peers, and an EMA teacher would forget with it. The tiny student's gradients have norms of about
@@ -560,7 +563,7 @@ def main(arguments: list[str] | None = None) -> None:
             parallel.by_main(lock if existed else lambda: None)
             run = prepare(settings)
             report.announce(run)
-            if run.settings.layout == "auto":
+            if run.settings.layout == "auto" and run.settings.steps:
                 run.first = sample_step(run, 1)
                 run.measured = measure.decide(run, run.first[0])
             # create a new folder only now, after all checks have passed

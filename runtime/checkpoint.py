@@ -475,6 +475,7 @@ def begin(run) -> None:
         rewind(run.out / name, run.done or -1)
     config = dataclasses.asdict(run.settings) | {"date": templates.writing.date.isoformat()}
     config |= {"measured": run.measured} if run.measured else {}
+    config |= {"bad_rows": run.inputs["bad_rows"]} if "bad_rows" in run.inputs else {}
     replace(run.out / "config.json", [json.dumps(config, indent=1).encode(), b"\n"])
 
 

@@ -22,6 +22,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -75,6 +76,8 @@ def announce(run) -> None:
         f"logits: a whole step's would be {rows * s.max_new_tokens * vocabulary * 4 / mega:,.0f} "
         f"MiB, the loss holds those of {chunk} tokens, {chunk * vocabulary * 4 / mega:,.1f} MiB"
     )
+    if s.steps:
+        print(disk_line(run, parameters))
     if s.task == "code":
         print(verifiers.describe_isolation())
     if not run.held_out:
@@ -83,6 +86,23 @@ def announce(run) -> None:
             "and success on the training problems is all there is to watch"
         )
     print(f"run folder: {run.out}")
+
+
+def disk_line(run, parameters: int) -> str:
+    """What the checkpoints will take against what is free: --keep of them and the one in writing.
+
+    A checkpoint holds the weights, two moments and, if it is a copy of the student, the teacher.
+    """
+    copies = 3 + (run.teacher.kind in ("ema", "frozen"))
+    count = min(run.settings.keep + 1, math.ceil(run.settings.steps / run.settings.save_every))
+    need, folder = parameters * 4 * copies * count / 2**20, run.out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 2**20
+    line = f"disk: {count} checkpoints at a time {need:,.0f} MiB; {free:,.0f} MiB are free"
+    if need > free:
+        line += ": NOT ENOUGH, choose a smaller --keep, a larger --save-every or another --out"
+    return line
 
 
 def line_of(m: dict) -> str:

@@ -21,6 +21,7 @@ MAY_CHANGE = {
     *("eval_data", "eval_every", "eval_problems", "eval_rollouts", "eval_temperature"),
     *("eval_top_p", "steps", "save_every", "keep", "out", "resume", "force"),
     *("device", "micro_tokens", "gradient_checkpointing"),
+    *("prompt_field", "answer_field", "system_field", "skip_bad_rows"),  # the rows are compared
 }
 
 
@@ -50,7 +51,7 @@ def load(settings):
 
     Raises ValueError or OSError for data and models that cannot be used.
     """
-    s, out, held_out, external = settings, Path(settings.out), [], ()
+    s, out, held_out, external, bad_rows = settings, Path(settings.out), [], (), {}
     if s.model == "tiny":
         train, held_out = (
             [data.read_row(row, s.task, n) for n, row in enumerate(rows)]
@@ -64,17 +65,12 @@ def load(settings):
             device=s.device,
         )
     else:
-        fields = dict(
-            prompt_field=s.prompt_field, answer_field=s.answer_field, system_field=s.system_field
-        )
-        train = data.read_problems(s.data, s.task, **fields)
+        options = {f: getattr(s, f) for f in ("prompt_field", "answer_field", "system_field")}
+        options |= {"skip_bad_rows": s.skip_bad_rows, "counts": bad_rows}
+        train = data.read_problems(s.data, s.task, **options)
         if s.eval_data:
-            held_out = data.read_problems(s.eval_data, s.task, **fields)
-            if data.find_file(s.data).samefile(data.find_file(s.eval_data)):
-                print(
-                    "warning: --data and --eval-data are the same file: "
-                    "the evaluation is not held out"
-                )
+            held_out = data.read_problems(s.eval_data, s.task, **options)
+            data.say_overlap(train, held_out)
         student, tokenizer = load_model(s.model)
         # raises ValueError for a model that the sampler cannot handle
         generate(student, [[0, 1], [0]], 2, max_new_tokens=2, stop_ids=[])
@@ -83,12 +79,14 @@ def load(settings):
         "eval_data": checkpoint.checksum_of_rows(held_out),
         "model": checkpoint.checksum_of_model(student, tokenizer, weights=False),
     }
+    if bad_rows:
+        inputs["bad_rows"] = bad_rows
     limits = (student, tokenizer, s.max_new_tokens)
     train = data.fitting(train, *limits, s.data or "the tiny world")
     if s.eval_data or held_out:
         held_out = data.fitting(held_out, *limits, s.eval_data or "the tiny world")
         held_out = random.Random(s.seed).sample(held_out, min(s.eval_problems, len(held_out)))
-    if len(train) < s.problems:
+    if len(train) < s.problems and s.steps:
         raise ValueError(
             f"{len(train)} usable training rows are fewer than --problems {s.problems}"
         )

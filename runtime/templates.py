@@ -104,25 +104,31 @@ def begin(variables: str | None = None, date: str | None = None) -> None:
 
 
 def chat_ids(tokenizer, system: str, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a conversation with the generation prompt, thinking off where it can be.
+    """Token ids of `chat_text`, without special tokens: the template writes its own, and a second
+    BOS would be one too many."""
+    text = chat_text(tokenizer, system, messages)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    messages: [{"role": "user" or "assistant", "content": text}, ...], user first. Turn marks that
-    a text spells out are broken up, see `plain_text`. Rendered to text first and tokenised without
-    special tokens: the template writes its own, and a second BOS would be one too many. Where a
-    template has no system role the system message opens the first user turn.
+
+def chat_text(tokenizer, system: str, messages: list[dict[str, str]]) -> str:
+    """A conversation as the template writes it, with the generation prompt, thinking off if it can.
+
+    system: "" means none; the template may still write one of its own. messages: [{"role": "user"
+    or "assistant", "content": text}, ...], user first. Turn marks that a text spells out are broken
+    up, see `plain_text`. Where a template has no system role the system message opens the first
+    user turn. Raises ValueError where the template refuses.
     """
     _say_once(tokenizer)
     system = plain_text(tokenizer, system)
     messages = [m | {"content": plain_text(tokenizer, m["content"])} for m in messages]
     try:
-        text = _render(tokenizer, _with_system(tokenizer, system, messages))
+        return _render(tokenizer, _with_system(tokenizer, system, messages))
     except Exception as error:  # templates refuse with exception types of their own
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f"the chat template refuses a conversation of a system message and {len(messages)} "
             f"turns ({reason[0]:.200}): if it lacks a variable, give it by --template-variables"
         ) from None
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def student_ids(tokenizer, problem) -> list[int]:
@@ -136,6 +142,8 @@ def layouts_of(tokenizer) -> tuple[str, ...]:
 
 
 def _with_system(tokenizer, system, messages):
+    if not system:
+        return messages
     if _writes_role(tokenizer, "system"):
         return [{"role": "system", "content": system}, *messages]
     first, *rest = messages

@@ -3,6 +3,8 @@
 import http.server
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -114,7 +116,7 @@ def replaced(arguments, flag, value):
         (["--method", "grpo", "--peers", "positive"], "--peers belongs to --method mopd"),
         (["--rollouts", "1"], "at least 2"),
         (["--method", "opd"], "needs --teacher MODEL"),
-        (["--steps", "0"], "must be positive"),
+        (["--steps", "-1"], "not negative"),
         (["--lr", "-1"], "not negative"),
         (["--lr", "nan"], "must be finite"),
         (["--ema-rate", "2"], "at most 1"),
@@ -154,7 +156,7 @@ def test_wrong_flags_end_before_any_work_with_one_line(folder, tmp_path, capsys,
         ("\n\n", "no usable row"),
         ('{"prompt": "half a pair \\ud83d", "answer": "2"}', "bad.jsonl:1:"),
         ("[" * 100_000, "bad.jsonl:1:"),
-        ('{"prompt": "1+1", "answer": "#### 2"}', "bad.jsonl:1: a math answer is the bare value"),
+        ('{"prompt": "1+1", "answer": "proof"}', "bad.jsonl:1: a math answer is a value"),
     ],
 )
 def test_bad_data_ends_before_any_work_and_names_the_line(folder, tmp_path, capsys, text, says):
@@ -167,7 +169,7 @@ def test_bad_data_ends_before_any_work_and_names_the_line(folder, tmp_path, caps
 
 @pytest.mark.parametrize(
     "task, answer",
-    [("science", "AB1"), ("tool", "{}"), ("code", {"type": "stdin", "tests": []}), ("math", 3)],
+    [("science", "AB1"), ("tool", "{}"), ("code", {"type": "stdin", "tests": []}), ("math", [3])],
 )
 def test_an_answer_of_the_wrong_shape_for_the_task_is_refused(
     folder, tmp_path, capsys, task, answer
@@ -210,13 +212,56 @@ def test_text_that_is_not_utf8_is_refused_with_its_line(folder, tmp_path, capsys
     )
 
 
+def test_bad_rows_are_left_out_where_asked_and_counted_in_the_settings(folder, tmp_path, capsys):
+    path, row = tmp_path / "some.jsonl", json.dumps({"prompt": "Prove it.", "answer": "proof"})
+    path.write_text((folder / "train.jsonl").read_text() + row + "\n")
+    arguments = replaced(flags(folder, tmp_path / "out", "--steps", "1"), "--data", path)
+    assert f"1 of 25 rows cannot be read (--skip-bad-rows leaves them out): {path}:25: " in refused(
+        capsys, arguments
+    )
+    train.main([*arguments, "--skip-bad-rows"])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["bad_rows"] == {str(path): 1} and config["skip_bad_rows"]
+
+
+def test_no_steps_evaluate_and_end(folder, tmp_path, capsys):
+    train.main(flags(folder, tmp_path / "out", "--steps", "0", "--problems", "999"))
+    (line,) = [json.loads(text) for text in (tmp_path / "out" / "metrics.jsonl").open()]
+    assert line["step"] == 0 and line["eval_k"] == 2
+    assert not list((tmp_path / "out").glob("step-*")) and "disk:" not in capsys.readouterr().out
+    arguments = flags(folder, tmp_path / "out2", "--steps", "0")
+    at = arguments.index("--eval-data")
+    assert "--steps 0 evaluates and ends" in refused(capsys, arguments[:at] + arguments[at + 2 :])
+
+
+def test_the_start_says_what_the_checkpoints_take_of_what_is_free(
+    folder, tmp_path, capsys, monkeypatch
+):
+    train.main(flags(folder, tmp_path / "a", "--steps", "1", "--keep", "3"))
+    parameters = sum(
+        p.numel() for p in AutoModelForCausalLM.from_pretrained(folder / "model").parameters()
+    )
+    line = re.search(
+        r"disk: (\d+) checkpoints at a time ([\d,]+) MiB; .* free", capsys.readouterr().out
+    )
+    # weights, two moments and the EMA, in float32
+    assert int(line[1]) == 1 and int(line[2]) == round(parameters * 4 * 4 / 2**20)
+    files = (tmp_path / "a" / "step-000001").rglob("*")
+    written = sum(p.stat().st_size for p in files if "tokenizer" not in p.name)
+    assert 0 < written - parameters * 16 < 300_000  # the headers of the files
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    train.main(flags(folder, tmp_path / "b", "--steps", "1"))
+    assert "0 MiB are free: NOT ENOUGH" in capsys.readouterr().out
+
+
 def test_evaluating_on_the_training_file_is_a_warning(folder, tmp_path, capsys):
     train.main(
         replaced(
             flags(folder, tmp_path / "out", "--steps", "1"), "--eval-data", folder / "train.jsonl"
         )
     )
-    assert "warning: --data and --eval-data are the same file" in capsys.readouterr().out
+    assert "warning: 24 of 24 evaluation rows have the prompt of" in capsys.readouterr().out
 
 
 def test_rows_that_are_too_long_are_left_out_and_counted(folder, tmp_path, capsys):
