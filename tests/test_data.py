@@ -24,7 +24,7 @@ import verifiers
 from mopd import Problem
 from runtime import data, data_files, data_golds, data_rows
 from runtime.data import read_problems, read_row
-from runtime.models import chat_text, student_ids
+from runtime.templates import chat_text, student_ids
 
 try:
     import pyarrow
