@@ -33,7 +33,13 @@ import rollout
 from peer_context import Peers, choose_control, choose_peers
 from runtime import parallel
 from runtime.metrics import Sums, timed
-from runtime.models import head, product_dtype
+from runtime.models import (
+    backbone,
+    common_vocabulary,
+    head,
+    product_dtype,
+    vocabulary_size,
+)
 from runtime.templates import chat_ids, completion_text, plain_text, stop_ids, student_ids
 from verifiers import Verdict, verify_batch
 
@@ -97,21 +103,16 @@ class Teacher:
 def make_teacher(kind, student, tokenizer, external=None, external_tokenizer=None) -> Teacher:
     """The teacher of `kind`: a copy of the student, the student itself, or the `external` model.
 
-    Raises ValueError when the tokenizers map any token to different ids: a divergence between
-    them would compare different words.
+    Raises ValueError when an id stands for different tokens in the two tokenizers.
     """
-    rows = len(head(student))
+    rows = vocabulary_size(student)
     if external is None:
         model = student
         if kind != "current":
             model = copy.deepcopy(student).requires_grad_(False).eval()
         return Teacher(model, tokenizer, kind, rows)
-    if tokenizer.get_vocab() != external_tokenizer.get_vocab():
-        raise ValueError(
-            "the teacher's vocabulary differs from the student's: "
-            "use a teacher with the same tokenizer"
-        )
-    rows = min(rows, len(head(external)))
+    rows = min(rows, vocabulary_size(external))
+    rows = common_vocabulary(tokenizer, external_tokenizer, rows)
     return Teacher(external.requires_grad_(False).eval(), external_tokenizer, "external", rows)
 
 
@@ -309,9 +310,9 @@ def hidden_states(model, prompts, completions) -> torch.Tensor:
         ids[n, : len(row)] = torch.tensor(row)
         # The token at t is predicted at t - 1, the first one by the last prompt token.
         predicts[n, len(prompt) - 1 : len(row) - 1] = True
-    device = head(model).device
-    states = model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state
-    return product_dtype(states[predicts.to(device)])
+    ids, predicts = ids.to(model.device), predicts.to(model.device)
+    states = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+    return product_dtype(states[predicts])
 
 
 @dataclass(frozen=True)
@@ -360,7 +361,7 @@ def backward(
             states = teacher_states(teacher, attempts, micro_tokens, autocast, parts)
     for batch in my_microbatches(attempts, micro_tokens, student_prompt, student, parts):
         with timed(seconds, "student", student):
-            targets = targets_of(batch, total, reduction, head(student).device)
+            targets = targets_of(batch, total, reduction, student.device)
             score = functools.partial(
                 student_loss, student, teacher, batch, states, targets, options, parts
             )

@@ -9,9 +9,9 @@ inverting the cumulative distribution function of the model's full softmax:
 u does not depend on a place in the batch. So, for given sampling options, a rollout is a function
 of (weights, prompt, seed, key, j) alone, up to rounding, which varies with the batch's shape.
 
-Differences from `model.generate`: each prompt is read once and its cache copied to k rows; rows
-that have ended leave the batch; no `torch.multinomial`, on a CPU the slowest part of a small model;
-every token comes with its log-probability; no top-k 50 from the model's generation config.
+Unlike `model.generate` it reads each prompt once and copies its cache to k rows, drops rows that
+have ended, samples without the slow `torch.multinomial`, returns log-probabilities, and takes no
+top-k 50 from the model's generation config.
 
     groups = generate(model, [[1, 5, 7], [1, 9]], 8, max_new_tokens=64, stop_ids=[2])
     groups[1][0].ids, groups[1][0].logprobs, groups[1][0].stopped
@@ -29,11 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 PREFILL_TOKENS = 8192  # prompt tokens, with padding, in one forward pass: bounds its activations
-CPU_MEMORY = 2 * 2**30  # bytes of cache and logits of a batch on a CPU: larger ones gain nothing
-GPU_SHARE = 0.45  # the same on a GPU: a share of the memory that this process has not allocated
+MAX_ROWS = 256  # rollouts decoded together, unless the caller knows what fits into memory
 BLOCK = 128  # vocabulary entries per partial sum in `invert_cdf`
 
 
@@ -67,7 +66,7 @@ def generate(
     temperature: divides the logits. 0 is greedy, with log-probabilities at temperature 1.
     keys: one integer per prompt, its name for the random numbers (default: its position). Prompts
         with equal keys get equal random numbers.
-    max_rows: rollouts decoded together (default: what fits, see `rows_in_memory`).
+    max_rows: rollouts decoded together (default: MAX_ROWS). Their cache must fit into memory.
     progress: called with the number of rollouts that have ended since the last call.
     top_p: sample from the smallest set of most probable tokens that has this mass. The
         log-probabilities stay those of the full softmax.
@@ -80,12 +79,11 @@ def generate(
     check(model, prompts, k, max_new_tokens, stop_ids, temperature, top_p, keys, max_rows)
     if not prompts:
         return []
-    max_rows = max_rows or rows_in_memory(model, max(map(len, prompts)) + max_new_tokens)
     groups = [[None] * k for _ in prompts]
     # no_grad, not inference_mode: what a module caches here may be needed in training later, and
     # autograd refuses inference tensors.
     with eval_mode(model), torch.no_grad():
-        for batch in plan_batches(prompts, k, max_rows, same_length=not can_pad(model)):
+        for batch in plan_batches(prompts, k, max_rows or MAX_ROWS, same_length=not can_pad(model)):
             rows = [(p, j) for p, js in batch for j in js]
             rollouts = decode(
                 model,
@@ -108,7 +106,7 @@ def decode(model, prompts, *, counts, uniforms, stop_ids, temperature, top_p, pr
     logits, cache, padding = prefill(model, prompts)
     source = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(device)  # (R,)
     rollouts = living = [Rollout(list(prompts[i]), [], [], False) for i in source.tolist()]
-    cache.reorder_cache(source)  # row r continues prompt source[r]
+    reorder(cache, source)  # row r continues prompt source[r]
     logits, padding, uniforms = logits[source], padding[source], uniforms.to(device)
     for t in range(len(uniforms)):
         tokens, logprobs = sample_tokens(logits, uniforms[t], temperature, top_p)
@@ -127,7 +125,7 @@ def decode(model, prompts, *, counts, uniforms, stop_ids, temperature, top_p, pr
         if len(keep) < len(living):  # rows that have ended leave the batch
             living, keep = [living[r] for r in keep], torch.tensor(keep, device=device)
             tokens, padding, uniforms = tokens[keep], padding[keep], uniforms[:, keep]
-            cache.reorder_cache(keep)
+            reorder(cache, keep)
         logits, cache = forward(model, tokens[:, None], padding, length + t, cache)
 
 
@@ -144,10 +142,15 @@ def forward(model, ids, padding, past, cache):
     if "logits_to_keep" in accepted:  # else the head is computed for all tokens of the prompts
         options["logits_to_keep"] = 1
     mask = columns >= padding[:, None] if padding.any() else None  # (R, past + n)
-    output = model(
-        input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options
-    )
-    return output.logits[:, -1], getattr(output, "past_key_values", None)
+    name = cache_argument(model)
+    output = model(input_ids=ids, attention_mask=mask, use_cache=True, **{name: cache}, **options)
+    return output.logits[:, -1], getattr(output, name, None)
+
+
+def cache_argument(model: PreTrainedModel) -> str | None:
+    """What `forward` calls its cache; None if it takes none. transformers 5.24 renamed it."""
+    accepted = inspect.signature(model.forward).parameters
+    return next((n for n in ("cache", "past_key_values", "cache_params") if n in accepted), None)
 
 
 def prefill(model, prompts):
@@ -164,16 +167,22 @@ def prefill(model, prompts):
         cache, size = DynamicCache(), max(1, PREFILL_TOKENS // len(prompts))
     for start in range(0, length, size):
         logits, cache = forward(model, ids[:, start : start + size], padding, start, cache)
-    if type(cache) is not DynamicCache:  # a class of its own may hold state that is not copied
-        raise ValueError(
-            f"{type(model).__name__} keeps its state in {type(cache).__name__}, whose rows this "
-            "sampler cannot expand to k rollouts"
-        )
+    if type(cache) is not DynamicCache and not hasattr(cache, "linear_cache"):
+        # a class of its own may hold state that is not copied
+        kind = f"{type(model).__name__} keeps its state in {type(cache).__name__}"
+        raise ValueError(f"{kind}, whose rows this sampler cannot expand to k rollouts")
     return logits, cache, padding
 
 
+def reorder(cache: Cache, rows: Tensor) -> None:
+    """Row i of the cache becomes its old row rows[i]."""
+    cache.reorder_cache(rows)  # the one such method that is right for every class of layers
+    states = getattr(cache, "linear_cache", [])  # MiniMax keeps these beside its layers
+    states[:] = [state[rows] if len(state) else state for state in states]
+
+
 def can_pad(model: PreTrainedModel) -> bool:
-    """Whether prompts of different lengths can share a batch.
+    """Whether prompts of different lengths can share a batch; `model.can_pad = False` forbids it.
 
     Left padding needs position ids and a cache of keys and values only: a recurrent state (Mamba,
     linear attention) would absorb the padding.
@@ -181,7 +190,24 @@ def can_pad(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config(decoder=True)
     layers = {type(layer) for layer in DynamicCache(config=config).layers}
     accepted = inspect.signature(model.forward).parameters
-    return layers <= {DynamicLayer, DynamicSlidingWindowLayer} and "position_ids" in accepted
+    padded = getattr(model, "can_pad", True) and "position_ids" in accepted
+    return padded and layers <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """The longest sequence that the model can read; None: any.
+
+    A table of positions ends. Rotary positions go on, but the factors of dynamic and long-rope ones
+    follow the longest row of the batch once it has outgrown the original length.
+    """
+    config = model.config.get_text_config(decoder=True)
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        name = "original_max_position_embeddings"
+        return rope.get(name) or getattr(config, name, limit)
+    rotary = any(name.endswith("inv_freq") for name, _ in model.named_buffers())
+    return None if rotary else limit
 
 
 def sample_tokens(logits: Tensor, u: Tensor, temperature: float, top_p: float):
@@ -247,10 +273,8 @@ def uniform_table(names: Sequence[tuple[int, int, int]], length: int) -> Tensor:
     return shift(x ^ shift(x, 31), 12).double() * 2.0**-52
 
 
-def plan_batches(
-    prompts: Sequence[Sequence[int]], k: int, max_rows: int, *, same_length: bool = False
-) -> list[list[tuple[int, range]]]:
-    """Batches of (prompt's position, its rollout numbers j), at most max_rows rollouts in each.
+def plan_batches(prompts, k: int, max_rows: int, *, same_length: bool = False) -> list[list]:
+    """Batches of (prompt's position, range of its rollouts j), at most max_rows rollouts in each.
 
     Prompts of similar length come together, the longest first: what exceeds the memory fails at
     once. A group is split only if k > max_rows.
@@ -265,24 +289,6 @@ def plan_batches(
             batches[-1].append((p, js))
             room -= len(js)
     return batches
-
-
-def rows_in_memory(model: PreTrainedModel, length: int, cache_dtype=None) -> int:
-    """Rows of `length` tokens whose cache and logits fit the memory of the model's device.
-
-    Counts what this process has allocated, not what is free: a run that is repeated forms the same
-    batches. cache_dtype: default the model's.
-    """
-    config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * heads * size * (cache_dtype or model.dtype).itemsize
-    per_row = length * per_token + 16 * config.vocab_size  # logits, probabilities, one more
-    memory = CPU_MEMORY
-    if model.device.type == "cuda":
-        total = torch.cuda.get_device_properties(model.device).total_memory
-        memory = GPU_SHARE * (total - torch.cuda.memory_allocated(model.device))
-    return max(1, int(memory // per_row))
 
 
 @contextlib.contextmanager
@@ -304,26 +310,21 @@ def check(model, prompts, k, max_new_tokens, stop_ids, temperature, top_p, keys,
         if not condition:
             raise ValueError(message)
 
-    config, name = model.config.get_text_config(decoder=True), type(model).__name__
+    name, limit = type(model).__name__, max_positions(model)
     vocabulary = model.get_input_embeddings().num_embeddings
-    cached = "past_key_values" in inspect.signature(model.forward).parameters
     encoder = getattr(model.config, "is_encoder_decoder", False)
     require(not encoder, f"{name} has an encoder: generate needs a decoder-only model")
-    require(cached, f"{name} keeps no past_key_values: its state cannot be expanded to k rollouts")
-    require(k >= 1, f"k must be at least 1, not {k}")
-    require(max_new_tokens >= 1, f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    require(cache_argument(model), f"{name} keeps no past_key_values to expand to k rollouts")
+    for count, value in dict(k=k, max_new_tokens=max_new_tokens, max_rows=max_rows).items():
+        require(value is None or value >= 1, f"{count} must be at least 1, not {value}")
     require(temperature >= 0, f"temperature must be 0 (greedy) or positive, not {temperature}")
     require(0 < top_p <= 1, f"top_p must be in (0, 1], not {top_p}")
-    require(max_rows is None or max_rows >= 1, f"max_rows must be at least 1, not {max_rows}")
     require(len(keys) == len(prompts), f"{len(keys)} keys for {len(prompts)} prompts")
     outside = f"ids outside the vocabulary ({vocabulary})"
     require(all(0 <= i < vocabulary for i in stop_ids), f"stop {outside}")
-    limit = getattr(config, "max_position_embeddings", None)
-    if any(name.endswith("inv_freq") for name, _ in model.named_buffers()):
-        limit = None  # rotary positions go on beyond the trained length; a table does not
     for p, prompt in enumerate(prompts):
         require(len(prompt) > 0, f"prompt {p} is empty")
         require(min(prompt) >= 0 and max(prompt) < vocabulary, f"prompt {p} has {outside}")
+        total = f"prompt {p}: {len(prompt)} + {max_new_tokens} new tokens"
         fits = limit is None or len(prompt) + max_new_tokens <= limit
-        total = f"{len(prompt)} + {max_new_tokens} new tokens"
-        require(fits, f"prompt {p}: {total} exceed the model's {limit} positions")
+        require(fits, f"{total} exceed the model's {limit} positions")

@@ -26,6 +26,7 @@ import bench_trl
 from bench_rollout import SHAPES
 
 import mopd
+from loss import as_head
 from runtime.fast_scoring import FAST
 from runtime.models import head, max_length
 from verifiers import Verdict, verify_batch
@@ -55,7 +56,7 @@ def flops(model, lengths, completion_tokens):
     return (
         2 * sum(layers) * sum(lengths)
         + 4 * attended * width * config.num_hidden_layers
-        + 2 * head(model).numel() * completion_tokens
+        + 2 * as_head(head(model)).weight.numel() * completion_tokens
     )
 
 
@@ -169,7 +170,7 @@ def main():
     scored = [a for a in attempts if a.weight]
     tokens = sum(len(a.rollout.ids) for a in scored)
     of_head = (
-        2 * head(teacher.model).numel() * tokens
+        2 * as_head(head(teacher.model)).weight.numel() * tokens
     )  # the loss multiplies with the teacher's, too
     work = {
         "teacher": flops(teacher.model, lengths(scored, mopd.teacher_prompt), 0),

@@ -38,6 +38,8 @@ except ImportError:  # builds of torch for a CPU come without
     triton = None
 
 PACKING_TOKENS = 8  # packing the weights takes about as long as it saves in so many new tokens
+CPU_MEMORY = 2 * 2**30  # bytes of cache and logits of a batch on a CPU: larger ones gain nothing
+GPU_SHARE = 0.45  # the same on a GPU: a share of the memory that this process has not allocated
 UNCAPTURABLE = weakref.WeakSet()  # models whose decoding cannot be captured in a CUDA graph
 
 
@@ -169,9 +171,26 @@ def cache_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
 
 
 def rows_in_memory(model: PreTrainedModel, length: int) -> int:
-    """Rows of `length` tokens that `generate` decodes together: see `rollout.rows_in_memory`."""
+    """Rows of `length` tokens whose cache and logits fit the memory of the model's device.
+
+    Counts what this process has allocated, not what is free: a run that is repeated forms the same
+    batches.
+    """
+    config = model.config.get_text_config(decoder=True)
+    try:
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        width = heads * size
+    except (AttributeError, RuntimeError, TypeError):  # no heads, or others in each layer
+        width = config.hidden_size
     dtype = cache_dtype(model.dtype, model.device.type)
-    return rollout.rows_in_memory(model, length, dtype)
+    per_token = 2 * config.num_hidden_layers * width * dtype.itemsize
+    per_row = length * per_token + 16 * config.vocab_size  # logits, probabilities, one more
+    memory = CPU_MEMORY
+    if model.device.type == "cuda":
+        total = torch.cuda.get_device_properties(model.device).total_memory
+        memory = GPU_SHARE * (total - torch.cuda.memory_allocated(model.device))
+    return max(1, int(memory // per_row))
 
 
 class BufferLayer(DynamicLayer):
@@ -368,6 +387,8 @@ class Sampler:
             and not getattr(config, "alibi", False)
         )
         accepted = inspect.signature(model.forward).parameters
+        self.cache_name = rollout.cache_argument(model)
+        self.takes_positions = "position_ids" in accepted  # Bamba's own are wrong: always give them
         self.options = {"use_cache": True}
         if "logits_to_keep" in accepted:
             self.options["logits_to_keep"] = 1
@@ -390,10 +411,10 @@ class Sampler:
 
     def forward(self, ids, mask, positions, cache):
         """Logits (R, V) of the last position, in the model's dtype."""
-        if self.can_pad:
+        if self.takes_positions:
             self.options["position_ids"] = positions
         output = self.model(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, **self.options
+            input_ids=ids, attention_mask=mask, **{self.cache_name: cache}, **self.options
         )
         return output.logits[:, -1]
 
@@ -406,7 +427,7 @@ class Sampler:
         source = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(device)
         if not self.can_pad:
             logits, cache, padding = rollout.prefill(self.model, prompts)
-            cache.reorder_cache(source)
+            rollout.reorder(cache, source)
             return cache, logits[source], padding[source]
         caches, logits, size = [], [], max(1, PREFILL_TOKENS // length)
         for start in range(0, len(prompts), size):
@@ -591,7 +612,7 @@ class Batch:
         """Drop the rows that have ended: living rows from behind move into their slots."""
         keep = torch.arange(living, device=self.row.device)
         keep[self.ended[:living]] = living + (~self.ended[living:]).nonzero()[:, 0]
-        self.cache.reorder_cache(keep)
+        rollout.reorder(self.cache, keep)
         for name in ("row", "token", "positions", "padding", "mask", "ended"):
             setattr(self, name, getattr(self, name)[keep])
 

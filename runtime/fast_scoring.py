@@ -10,8 +10,10 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import mopd
+import rollout
 from runtime import parallel
 from runtime.fast_loss import distill_loss, nll_loss
+from runtime.models import backbone
 from runtime.prefix_tree import shared_hidden_states, tree_tokens
 
 COPIES = 4
@@ -40,13 +42,14 @@ def can_share(model) -> bool:
     """Whether the model's cache is nothing but keys and values, and is kept.
 
     In train mode gradient checkpointing drops it; models without a cache (OpenAI-GPT, RWKV) swallow
-    the argument.
+    the argument. `model.can_share = False` forbids it: models.check_model has found it wrong.
     """
+    if model.training or not getattr(model, "can_share", True):
+        return False
+    part = backbone(model)
     layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    takes = {"past_key_values", "position_ids"} <= set(
-        inspect.signature(model.base_model.forward).parameters
-    )
-    return takes and layers == {DynamicLayer} and not model.training
+    takes_positions = "position_ids" in inspect.signature(part.forward).parameters
+    return takes_positions and bool(rollout.cache_argument(part)) and layers == {DynamicLayer}
 
 
 def microbatches(attempts, budget: int, prompt=mopd.longer_prompt, model=None) -> list[list]:

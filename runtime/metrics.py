@@ -8,7 +8,6 @@ import torch
 
 import peer_context
 from runtime import parallel
-from runtime.models import head
 
 
 class Sums:
@@ -50,8 +49,8 @@ def timed(seconds: dict, name: str, model):
     """Add the block's time to seconds[name]; waits for a GPU, or the next block had its work."""
     start = time.perf_counter()
     yield
-    if head(model).device.type == "cuda":
-        torch.cuda.synchronize(head(model).device)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 

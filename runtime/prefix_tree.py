@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import DynamicCache
 
-from runtime.models import head, product_dtype
+from rollout import cache_argument
+from runtime.models import backbone, product_dtype
 
 SHORTEST = 8  # tokens of a node with several children: a level costs more than so few tokens save
 
@@ -123,12 +124,13 @@ class Reader:
     """A model's cache, the row of it in which each node ends, and the columns that rows see."""
 
     def __init__(self, model):
-        self.model, self.cache = model, DynamicCache(config=model.config)
+        # Without a config the cache makes layers as they come: HRM has more than its config says.
+        self.model, self.cache = backbone(model), DynamicCache()
         self.row, self.seen = {}, None
 
     def read(self, numbers, nodes) -> torch.Tensor:
         """Go on from the parents, which were read last; returns states (nodes, width, D)."""
-        device, width = head(self.model).device, max(1, *(len(node.tokens) for node in nodes))
+        device, width = self.model.device, max(1, *(len(node.tokens) for node in nodes))
         ids = [[*node.tokens, *[0] * (width - len(node.tokens))] for node in nodes]
         starts = torch.tensor([node.start for node in nodes], device=device)
         lengths = torch.tensor([len(node.tokens) for node in nodes], device=device)
@@ -144,9 +146,9 @@ class Reader:
             self.seen = self.seen.index_select(0, source) & begun[:, None]
             new = torch.ones(len(ids), width, dtype=torch.bool, device=device)
             options["attention_mask"] = torch.cat([self.seen, new], dim=1)
-        states = self.model.base_model(
+        options[cache_argument(self.model)] = self.cache
+        states = self.model(
             input_ids=torch.tensor(ids, device=device),
-            past_key_values=self.cache,
             use_cache=True,
             **options,
         ).last_hidden_state

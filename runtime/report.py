@@ -34,11 +34,11 @@ import torch
 import mopd
 import peer_context
 import verifiers
-from loss import CHUNK_SIZE
+from loss import CHUNK_SIZE, as_head
 from runtime import parallel
 from runtime.fast_loss import distill_loss
 from runtime.fast_rollout import fused_norms
-from runtime.models import head, max_length
+from runtime.models import head, max_length, vocabulary_size
 
 # the token view of a step: number of groups, and of tokens of each rollout
 VIEW_GROUPS, VIEW_TOKENS = 3, 400
@@ -55,7 +55,7 @@ def announce(run) -> None:
     """Print the run's arithmetic: problems, tokens and memory."""
     s, mega = run.settings, 2**20
     parameters = sum(p.numel() for p in run.student.parameters())
-    vocabulary = len(head(run.student))
+    vocabulary = vocabulary_size(run.student)
     copies, rows = 4 + (run.teacher.kind in ("ema", "frozen")), s.problems * s.rollouts
     print(
         f"{s.method}{f' ({s.peers})' if s.peers else ''} on {s.task}: {s.model}, "
@@ -531,9 +531,9 @@ def likeliest(hidden, matrix, temperature: float, top: int) -> list[list[tuple[i
 
     64 positions at a time: the logits of all would not fit into memory.
     """
-    found, matrix = [], matrix.to(hidden.dtype)
+    found, output = [], as_head(matrix).at(temperature, hidden.dtype)
     for part in hidden.split(64) if top else ():
-        best = ((part @ matrix.T).float() / temperature).log_softmax(-1).topk(top)
+        best = output.logits(part).log_softmax(-1).topk(top)
         for ids, logprobs in zip(best.indices.tolist(), best.values.tolist(), strict=True):
             found.append(list(zip(ids, logprobs, strict=True)))
     return found

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import random
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import mopd
 import tiny
 import verifiers
 from runtime import checkpoint, data, models, parallel, templates
-from runtime.fast_rollout import generate
 from runtime.models import load_model
 from runtime.templates import layouts_of
 
@@ -72,8 +72,6 @@ def load(settings):
             held_out = data.read_problems(s.eval_data, s.task, **options)
             data.say_overlap(train, held_out)
         student, tokenizer = load_model(s.model)
-        # raises ValueError for a model that the sampler cannot handle
-        generate(student, [[0, 1], [0]], 2, max_new_tokens=2, stop_ids=[])
     inputs = {
         "data": checkpoint.checksum_of_rows(train),
         "eval_data": checkpoint.checksum_of_rows(held_out),
@@ -109,7 +107,7 @@ def load(settings):
 
 def prepare(settings) -> Run:
     """Load and check everything before any work; errors as in `load` and checkpoint.load."""
-    s, kind = settings, torch.device(settings.device).type
+    s, kind, start = settings, torch.device(settings.device).type, time.perf_counter()
     templates.begin(s.template_variables, checkpoint.date_of(Path(s.out)) if s.resume else None)
     student, tokenizer, teacher, train, held_out, inputs = parallel.in_turn(lambda: load(s))
     for model in (student, teacher.model):
@@ -121,6 +119,7 @@ def prepare(settings) -> Run:
     autocast = contextlib.nullcontext
     if s.dtype == "bfloat16":
         autocast = functools.partial(torch.autocast, kind, torch.bfloat16)
+    models.check_run(s, student, teacher, autocast, time.perf_counter() - start)
     run = Run(
         s, Path(s.out), student, tokenizer, teacher, optimizer, train, held_out, inputs, autocast
     )
