@@ -33,13 +33,7 @@ import rollout
 from peer_context import Peers, choose_control, choose_peers
 from runtime import parallel
 from runtime.metrics import Sums, timed
-from runtime.models import (
-    backbone,
-    common_vocabulary,
-    head,
-    product_dtype,
-    vocabulary_size,
-)
+from runtime.models import backbone, common_vocabulary, head, product_dtype, vocabulary_size
 from runtime.templates import chat_ids, completion_text, plain_text, stop_ids, student_ids
 from verifiers import Verdict, verify_batch
 
@@ -83,15 +77,12 @@ class Attempt:
 
 @dataclass
 class Teacher:
-    """kind: "ema", "frozen", "current" (the student itself) or "external".
-
-    vocabulary: output rows that are compared, those of the smaller head; later ones are padding.
-    """
+    """Who scores the rollouts."""
 
     model: torch.nn.Module
     tokenizer: object
-    kind: str
-    vocabulary: int
+    kind: str  # "ema", "frozen", "current" (the student itself) or "external"
+    vocabulary: int  # output rows that are compared: the smaller head's; later ones are padding
 
     @torch.no_grad()
     def update(self, student, rate: float) -> None:
@@ -111,8 +102,7 @@ def make_teacher(kind, student, tokenizer, external=None, external_tokenizer=Non
         if kind != "current":
             model = copy.deepcopy(student).requires_grad_(False).eval()
         return Teacher(model, tokenizer, kind, rows)
-    rows = min(rows, vocabulary_size(external))
-    rows = common_vocabulary(tokenizer, external_tokenizer, rows)
+    rows = common_vocabulary(tokenizer, external_tokenizer, min(rows, vocabulary_size(external)))
     return Teacher(external.requires_grad_(False).eval(), external_tokenizer, "external", rows)
 
 
@@ -181,9 +171,7 @@ def plan(attempts, *, method, peers="contrastive", feedback=True, seed=0) -> Non
     texts = [peer_context.strip_thinking(a.text) for a in attempts]
     told = {
         "correct": [a.success for a in attempts],
-        "usable": [
-            a.rollout.stopped and bool(text) for a, text in zip(attempts, texts, strict=True)
-        ],
+        "usable": [a.rollout.stopped and bool(t) for a, t in zip(attempts, texts, strict=True)],
         "texts": texts,
         "group": [a.group for a in attempts],
     }
@@ -227,11 +215,8 @@ def write_contexts(
     bodies = {j: peer_body(attempts[j].text, teacher.tokenizer, peer_tokens) for j in shown}
     for a in (a for a in attempts if a.weight):
         feedback = plain_text(teacher.tokenizer, a.feedback)
-        kept = [
-            *a.peers.successes[:1],
-            *a.peers.failures,
-            *a.peers.successes[1:],
-        ]  # dear ones first
+        # the last one is dropped first
+        kept = [*a.peers.successes[:1], *a.peers.failures, *a.peers.successes[1:]]
         counts["peers_shortened"] += sum(bodies[j][1] for j in kept)
         planned_bare = not (kept or feedback)  # opd
         while True:
@@ -347,8 +332,7 @@ def backward(
     the micro-batches, and of the processes, simply add up. reduction "token": the number of
     completion tokens; "sequence": the number of attempts, each by its mean token. Only attempts
     with a weight count (for grpo: all). Without any the loss is 0, without a gradient.
-    temperature must be the sampler's; is_clip is exact for samples with top_p = 1. The metrics:
-    docs/metrics.md.
+    temperature: the sampler's. is_clip: exact for samples with top_p = 1. Metrics: docs/metrics.md.
     """
     teaches, seconds = method not in NO_TEACHER, {} if seconds is None else seconds
     counted = attempts if method == "grpo" else [a for a in attempts if a.weight]
@@ -429,8 +413,6 @@ def student_loss(student, teacher, batch, states: dict, targets, options: dict, 
     else:
         theirs = torch.cat([states[id(a.rollout)] for a in batch])
         rows = slice(teacher.vocabulary)  # the padding of differently padded heads is left out
-        heads = matrix[rows], head(teacher.model)[rows]
-        out = parts.distill_loss(
-            hidden, heads[0], theirs, heads[1], weights, sampled_ids=ids, **options
-        )
+        own, its = matrix[rows], head(teacher.model)[rows]
+        out = parts.distill_loss(hidden, own, theirs, its, weights, sampled_ids=ids, **options)
     return out.loss, out

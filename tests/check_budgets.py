@@ -28,7 +28,6 @@ BUDGETS = {
 # Formatted sizes of the files that were over budget on 2026-11-28. They may only fall; a file that
 # meets its budget leaves the list.
 CEILINGS = {
-    "mopd.py": 440,
     "loss.py": 347,
     "math_answers.py": 1032,
 }
