@@ -1,12 +1,15 @@
-"""Time and extra memory of the chunked divergence against the naive one, Liger's and the bare matrix products.
+r"""Time and extra memory of the chunked divergence against the naive one, Liger's and the bare
+matrix products.
 
-Needs torch, and liger-kernel (benchmarks/requirements.txt) where Liger is to be measured. Every ratio comes from pairs
-in one process, forward and backward, median and range; memory, on a CPU, in a fresh process per contender. Measure on
-an idle machine: other load hits many short parallel operations, such as ours, hardest (OMP_NUM_THREADS=1 avoids that).
+Needs torch, and liger-kernel (benchmarks/requirements.txt) where Liger is to be measured. Every
+ratio comes from pairs in one process, forward and backward, median and range; memory, on a CPU, in
+a fresh process per contender. Measure on an idle machine: other load hits many short parallel
+operations, such as ours, hardest (OMP_NUM_THREADS=1 avoids that).
 
-    python benchmarks/bench_loss.py                                                    # two minutes or more on a CPU
-    python benchmarks/bench_loss.py --plain                                            # loss.py, not runtime/fast_loss.py
-    python benchmarks/bench_loss.py --device cuda --dtype bfloat16 --tokens 8192 --hidden 2048 --vocab 151936
+    python benchmarks/bench_loss.py             # two minutes or more on a CPU
+    python benchmarks/bench_loss.py --plain     # loss.py, not runtime/fast_loss.py
+    python benchmarks/bench_loss.py --device cuda --dtype bfloat16 --tokens 8192 --hidden 2048 \
+        --vocab 151936
 """
 
 import argparse
@@ -29,7 +32,8 @@ from runtime import fast_loss
 
 
 def make_inputs(a):
-    """A student, and a teacher that is the same head on disturbed hidden states, as in self-distillation."""
+    """A student, and a teacher that is the same head on disturbed hidden states, as in
+    self-distillation."""
     torch.manual_seed(0)
     kind = dict(device=a.device, dtype=getattr(torch, a.dtype))
     hidden = torch.empty(a.tokens, a.hidden, **kind).normal_().requires_grad_()
@@ -66,14 +70,15 @@ def run_liger(a, inputs, *, compiled):
 
 
 @torch.no_grad()
-def run_products(a, inputs, buffers={}):
-    """Both logits and both gradients, 1,024 tokens at a time into reused buffers: what no such loss can do without."""
+def run_products(a, inputs, buffers):
+    """Both logits and both gradients, 1,024 tokens at a time into reused buffers: what no such loss
+    can do without."""
     hidden, head, teacher_hidden, teacher_head, _ = inputs
     if not buffers:
         buffers.update(
             {k: head.new_empty(1024, len(head)) for k in "st"}, head=head.new_empty(head.shape)
         )
-    for h, t in zip(hidden.split(1024), teacher_hidden.split(1024)):
+    for h, t in zip(hidden.split(1024), teacher_hidden.split(1024), strict=True):
         s = torch.mm(h, head.T, out=buffers["s"][: len(h)])
         torch.mm(t, teacher_head.T, out=buffers["t"][: len(h)])
         s @ head
@@ -85,7 +90,7 @@ CONTENDERS = {
     "naive": run_naive,
     "liger": partial(run_liger, compiled=True),
     "liger-eager": partial(run_liger, compiled=False),
-    "products": run_products,
+    "products": partial(run_products, buffers={}),
     "ours-top-k": lambda a, x: run_ours(a, x, top_k=a.top_k),
     "naive-top-k": lambda a, x: run_naive(a, x, top_k=a.top_k),
 }
@@ -120,16 +125,17 @@ def compare(a, ours, other, inputs):
         seconds = {name: time_once(a, name, inputs) for name in order}
         pairs.append((seconds[ours], seconds[other]))
     ratios = sorted(y / x for x, y in pairs)
-    mine, theirs = (statistics.median(x) for x in zip(*pairs))
+    mine, theirs = (statistics.median(x) for x in zip(*pairs, strict=True))
     print(
-        f"{ours:>11} {mine:8.3f} s   {other:>11} {theirs:8.3f} s   {other} / {ours} = {statistics.median(ratios):.2f}"
-        f" ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+        f"{ours:>11} {mine:8.3f} s   {other:>11} {theirs:8.3f} s   "
+        f"{other} / {ours} = {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
         flush=True,
     )
 
 
 def extra_bytes(a, name):
-    """Peak memory of one forward and backward beyond the inputs, gradients included; on a CPU for a fresh process."""
+    """Peak memory of one forward and backward beyond the inputs, gradients included; on a CPU for a
+    fresh process."""
     inputs = make_inputs(a)
     if a.device == "cuda":
         time_once(a, name, inputs)  # compiles what there is to compile
@@ -140,17 +146,19 @@ def extra_bytes(a, name):
         return torch.cuda.max_memory_allocated() - before
     small = argparse.Namespace(**vars(a) | dict(tokens=4, hidden=8, vocab=256))
     CONTENDERS[name](small, make_inputs(small))  # libraries load outside the measurement
-    peak = lambda: (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if platform.system() == "Darwin" else 1024)
-    )
-    before = peak()
+    before = peak_resident_bytes()
     CONTENDERS[name](a, inputs)
-    return peak() - before
+    return peak_resident_bytes() - before
+
+
+def peak_resident_bytes() -> int:
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def measure_memory(a, name):
-    """`extra_bytes`, or None where it fails. A GPU's allocator knows its peak; of a CPU the whole process tells."""
+    """`extra_bytes`, or None where it fails. A GPU's allocator knows its peak; of a CPU the whole
+    process tells."""
     if a.device == "cuda":
         try:
             return extra_bytes(a, name)
@@ -209,8 +217,10 @@ def main():
         else f"{torch.get_num_threads()} CPU threads"
     )
     print(
-        f"{a.tokens} tokens, hidden {a.hidden}, vocabulary {a.vocab}, {a.dtype}, chunks of {a.chunk_size}, {where}, "
-        f"torch {torch.__version__}; {'plain' if a.plain else 'fast'} loss, jsd, forward + backward, {a.pairs} pairs: median (range)"
+        f"{a.tokens} tokens, hidden {a.hidden}, vocabulary {a.vocab}, {a.dtype}, "
+        f"chunks of {a.chunk_size}, {where}, torch {torch.__version__}; "
+        f"{'plain' if a.plain else 'fast'} loss, jsd, forward + backward, "
+        f"{a.pairs} pairs: median (range)"
     )
     extra = {}
     for name in CONTENDERS:

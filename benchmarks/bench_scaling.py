@@ -1,9 +1,11 @@
-"""How a whole MOPD step grows with rollouts per problem, completion length and vocabulary: time and peak memory.
+"""How a whole MOPD step grows with rollouts per problem, completion length and vocabulary: time and
+peak memory.
 
-A Llama of random float32 weights (hidden 128, 4 layers), 4 problems of 64 tokens, contrastive contexts, EMA teacher,
-every rollout run to the limit. One quantity varies at a time around K 8, 64 tokens, vocabulary 32,768; each row runs in
-a process of its own. Memory is the peak resident set during the steps above what was resident before the first; the
-column "loss" is the part of it that the chunked divergence allocates: two chunk x V buffers and the head's gradient.
+A Llama of random float32 weights (hidden 128, 4 layers), 4 problems of 64 tokens, contrastive
+contexts, EMA teacher, every rollout run to the limit. One quantity varies at a time around K 8, 64
+tokens, vocabulary 32,768; each row runs in a process of its own. Memory is the peak resident set
+during the steps above what was resident before the first; the column "loss" is the part of it that
+the chunked divergence allocates: two chunk x V buffers and the head's gradient.
 
     python benchmarks/bench_scaling.py                      # about 15 minutes on two CPU cores
 """
@@ -22,11 +24,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-import bench_trl
+import bench_trl  # noqa: E402
 
-import mopd
-from runtime.fast_scoring import FAST
-from verifiers import Verdict
+import mopd  # noqa: E402
+from runtime.fast_scoring import FAST  # noqa: E402
+from verifiers import Verdict  # noqa: E402
 
 BASE = dict(rollouts=8, length=64, vocabulary=32768)
 VARIED = dict(
@@ -108,9 +110,8 @@ def main():
         print(json.dumps(run(**json.loads(options.one), steps=options.steps)))
         return
     print(
-        "| varied | K | tokens | vocabulary | step, s | rollout | teacher | student | memory, MB | loss, MB |\n"
-        + "| --- " * 10
-        + "|"
+        "| varied | K | tokens | vocabulary | step, s | rollout | teacher | student "
+        "| memory, MB | loss, MB |\n" + "| --- " * 10 + "|"
     )
     for name, values in VARIED.items():
         for value in values:
@@ -133,8 +134,8 @@ def main():
             loss = setting["vocabulary"] * (2 * 256 + HIDDEN) * 4 / 1e6
             print(
                 f"| {name} | {' | '.join(map(str, setting.values()))} | {seconds['all']:.2f} | "
-                f"{seconds['rollout']:.2f} | {seconds['teacher']:.2f} | {seconds['student']:.2f} | {memory:.0f} | "
-                f"{loss:.0f} |",
+                f"{seconds['rollout']:.2f} | {seconds['teacher']:.2f} | {seconds['student']:.2f} | "
+                f"{memory:.0f} | {loss:.0f} |",
                 flush=True,
             )
 

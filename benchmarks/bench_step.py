@@ -1,11 +1,15 @@
-"""A whole MOPD step at the shape of a real model with random weights: seconds and share of each phase, tokens a second
-and, on a GPU, peak memory and model FLOPs utilisation (MFU) of the teacher's and the student's part.
+"""A whole MOPD step at the shape of a real model with random weights: seconds and share of each
+phase, tokens a second and, on a GPU, peak memory and model FLOPs utilisation (MFU) of the teacher's
+and the student's part.
 
-Float32 weights, an EMA teacher, AdamW, bfloat16 compute on a GPU, contrastive contexts, every rollout run to the limit;
-a checksum of the text says which rollouts succeed, so that about half do, after the math verifier has read them all.
+Float32 weights, an EMA teacher, AdamW, bfloat16 compute on a GPU, contrastive contexts, every
+rollout run to the limit; a checksum of the text says which rollouts succeed, so that about half do,
+after the math verifier has read them all.
 
-    python benchmarks/bench_step.py --shape qwen3-1.7b                         # on a GPU; 68 GB
-    python benchmarks/bench_step.py --shape llama-17m --problems 8 --new-tokens 64 --steps 3             # on a CPU
+    # on a GPU; 68 GB
+    python benchmarks/bench_step.py --shape qwen3-1.7b
+    # on a CPU
+    python benchmarks/bench_step.py --shape llama-17m --problems 8 --new-tokens 64 --steps 3
 """
 
 import argparse
@@ -22,14 +26,14 @@ from transformers import AutoModelForCausalLM
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-import bench_trl
-from bench_rollout import SHAPES
+import bench_trl  # noqa: E402
+from bench_rollout import SHAPES  # noqa: E402
 
-import mopd
-from loss import as_head
-from runtime.fast_scoring import FAST
-from runtime.models import head, max_length
-from verifiers import Verdict, verify_batch
+import mopd  # noqa: E402
+from loss import as_head  # noqa: E402
+from runtime.fast_scoring import FAST  # noqa: E402
+from runtime.models import head, max_length  # noqa: E402
+from verifiers import Verdict, verify_batch  # noqa: E402
 
 
 def checksum_verdicts(task, texts, answers, workers):
@@ -45,7 +49,8 @@ def lengths(attempts, prompt):
 
 
 def flops(model, lengths, completion_tokens):
-    """Of one forward pass over rows of these lengths, the output matrix at the completion tokens only."""
+    """Of one forward pass over rows of these lengths, the output matrix at the completion tokens
+    only."""
     layers = [
         m.weight.numel() for m in model.base_model.modules() if isinstance(m, torch.nn.Linear)
     ]
@@ -110,8 +115,9 @@ def main():
     ]
     print(
         f"{args.shape}, {sum(p.numel() for p in student.parameters()) / 1e6:,.0f}M parameters, "
-        f"{torch.cuda.get_device_name() if on_gpu else 'CPU'}, torch {torch.__version__}, {args.problems} x "
-        f"{args.rollouts} x {args.new_tokens} tokens, micro-batches of {args.micro_tokens}",
+        f"{torch.cuda.get_device_name() if on_gpu else 'CPU'}, torch {torch.__version__}, "
+        f"{args.problems} x {args.rollouts} x {args.new_tokens} tokens, "
+        f"micro-batches of {args.micro_tokens}",
         flush=True,
     )
     for step in range(args.steps):
@@ -160,7 +166,10 @@ def main():
             torch.cuda.synchronize()
         end = time.perf_counter()
         rows.append({**seconds, "update": end - update, "all": end - start})
-        memory = f", peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB ({after_rollouts / 1e9:.1f} in the rollouts)"
+        memory = (
+            f", peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB "
+            f"({after_rollouts / 1e9:.1f} in the rollouts)"
+        )
         print(
             f"  step {step}: "
             + ", ".join(f"{k} {v:.2f} s" for k, v in rows[-1].items())
@@ -185,12 +194,14 @@ def main():
         )
     )
     print(
-        f"{generated / median['all']:,.0f} completion tokens/s in all, {generated / median['rollout']:,.0f} in the rollouts; "
+        f"{generated / median['all']:,.0f} completion tokens/s in all, "
+        f"{generated / median['rollout']:,.0f} in the rollouts; "
         f"{len(scored)} rollouts scored; sampler_gap {metrics['sampler_gap']:.4f}"
     )
     for k, v in work.items() if on_gpu else ():
         print(
-            f"{k}: {v / 1e12:,.0f} TFLOP, {v / median[k] / 1e12:,.0f} TFLOP/s, MFU {v / median[k] / args.peak / 1e12:.1%}"
+            f"{k}: {v / 1e12:,.0f} TFLOP, {v / median[k] / 1e12:,.0f} TFLOP/s, "
+            f"MFU {v / median[k] / args.peak / 1e12:.1%}"
         )
 
 

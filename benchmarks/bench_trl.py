@@ -1,12 +1,14 @@
-"""Time whole training steps against TRL's SDPOTrainer: same model, prompts, rewards, sampling law and algorithm (SDPO).
+"""Time whole training steps against TRL's SDPOTrainer: same model, prompts, rewards, sampling law
+and algorithm (SDPO).
 
-Needs trl (requirements.txt here). The workload: a Llama of 17M parameters with random float32 weights, 8 prompts of 60
-to 120 tokens x 8 rollouts x 64 tokens, reward by a checksum of the text (half of them succeed), a teacher (EMA 0.05)
-that reads one success, the student's top 100 tokens and the rest compared by JSD, importance weights clipped at 2,
-AdamW. Each side runs in fresh processes, alternating; the first step of each is left out. Memory is the peak resident
-set during the steps above what was resident before the first.
+Needs trl (requirements.txt here). The workload: a Llama of 17M parameters with random float32
+weights, 8 prompts of 60 to 120 tokens x 8 rollouts x 64 tokens, reward by a checksum of the text
+(half of them succeed), a teacher (EMA 0.05) that reads one success, the student's top 100 tokens
+and the rest compared by JSD, importance weights clipped at 2, AdamW. Each side runs in fresh
+processes, alternating; the first step of each is left out. Memory is the peak resident set during
+the steps above what was resident before the first.
 
-    python benchmarks/bench_trl.py                          # 5 pairs, about 15 minutes on two CPU cores
+    python benchmarks/bench_trl.py       # 5 pairs, about 15 minutes on two CPU cores
 """
 
 import argparse
@@ -45,7 +47,8 @@ CHAT = (
 
 
 def model_and_tokenizer():
-    """Words w0, w1, ... are the vocabulary, so that any completion is read back as the tokens it was."""
+    """Words w0, w1, ... are the vocabulary, so that any completion is read back as the tokens it
+    was."""
     words = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
     words += [f"w{n}" for n in range(VOCABULARY - len(words))]
     core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="w0"))
@@ -249,8 +252,8 @@ def main():
             ratios = sorted(r[theirs]["seconds"] / r[ours]["seconds"] for r in rounds)
             memory = statistics.median(r[theirs]["memory"] / r[ours]["memory"] for r in rounds)
             print(
-                f"{theirs} / {ours}: time {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), "
-                f"memory {memory:.2f}"
+                f"{theirs} / {ours}: time {statistics.median(ratios):.2f} "
+                f"({ratios[0]:.2f} to {ratios[-1]:.2f}), memory {memory:.2f}"
             )
 
 

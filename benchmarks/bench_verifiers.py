@@ -1,11 +1,12 @@
 """Short code verdicts a second against starting `[sys.executable, file]` for each test, in one run.
 
-Both sides run the same program on the same input and compare its output. They alternate, because other work on the
-machine changes absolute times by more than the ratio; the ratio of each pair is one sample. `one` verifies after
-another on one thread, `batch` is verify_batch on all cores; the baseline `start` starts one interpreter after
-another, `pool` one per core. Other work on the machine also lowers the ratios of `batch`: where all cores are busy,
-two processes at a time get less than twice what one gets. So the last line compares processor time, of which batch
-can use all cores'.
+Both sides run the same program on the same input and compare its output. They alternate, because
+other work on the machine changes absolute times by more than the ratio; the ratio of each pair is
+one sample. `one` verifies after another on one thread, `batch` is verify_batch on all cores; the
+baseline `start` starts one interpreter after another, `pool` one per core. Other work on the
+machine also lowers the ratios of `batch`: where all cores are busy, two processes at a time get
+less than twice what one gets. So the last line compares processor time, of which batch can use all
+cores'.
 
     python benchmarks/bench_verifiers.py [samples]
 """
@@ -39,7 +40,8 @@ def rate(count, work):
 
 
 def processor_seconds(count, work):
-    """Of this process and all that it starts, the fork server with them: it ends within the measured time."""
+    """Of this process and all that it starts, the fork server with them: it ends within the
+    measured time."""
     sandbox.close()
     before = sum(os.times()[:4])
     work(count)
@@ -49,7 +51,8 @@ def processor_seconds(count, work):
 
 def spread(values, pairs):
     values = sorted(values)
-    return f"{statistics.median(values):7.1f}  (middle half {values[pairs // 4]:.1f} to {values[-1 - pairs // 4]:.1f})"
+    low, high = values[pairs // 4], values[-1 - pairs // 4]
+    return f"{statistics.median(values):7.1f}  (middle half {low:.1f} to {high:.1f})"
 
 
 def main(pairs=15):

@@ -1,12 +1,15 @@
-"""Compare the methods on the tiny math world: same rollout budget, each at its best learning rate of one small grid.
+"""Compare the methods on the tiny math world: same rollout budget, each at its best learning rate
+of one small grid.
 
-    python benchmarks/compare_methods.py              # about 20 minutes on two idle cores; picks up where it stopped
+    # about 20 minutes on two idle cores; picks up where it stopped
+    python benchmarks/compare_methods.py
 
-Every run is `python train.py --task math ...` in a process of its own with one thread, so any cell can be repeated
-alone. The learning rate is chosen by the final held-out mean@8 on another seed than those of the table; the intervals
-are 95 % bootstrap intervals over the table's seeds, which vary the secret meanings, the order of the data and the
-sampling, not the warmed-up student. Cells already in OUT are not run again: use a fresh one after changing the code.
-Writes OUT/table.md and OUT/table.json.
+Every run is `python train.py --task math ...` in a process of its own with one thread, so any cell
+can be repeated alone. The learning rate is chosen by the final held-out mean@8 on another seed than
+those of the table; the intervals are 95 % bootstrap intervals over the table's seeds, which vary
+the secret meanings, the order of the data and the sampling, not the warmed-up student. Cells
+already in OUT are not run again: use a fresh one after changing the code. Writes OUT/table.md and
+OUT/table.json.
 """
 
 import argparse
@@ -34,10 +37,8 @@ METHODS |= {
 
 def run(method, lr, seed, options) -> dict[int, float]:
     """Train one cell unless its result is there; returns {step: held-out mean@8}."""
-    folder = (
-        options.out
-        / f"{method.replace(', ', '-').replace(' ', '-')}-{lr}-{seed}-{options.steps}x{options.problems}"
-    )
+    name = method.replace(", ", "-").replace(" ", "-")
+    folder = options.out / f"{name}-{lr}-{seed}-{options.steps}x{options.problems}"
     if not (folder / "step-{:06d}".format(options.steps)).is_dir():
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run left
         command = [
@@ -124,7 +125,8 @@ def main():
         curves = {m: [job.result() for job in jobs[m]] for m in options.methods}
     quarters = [options.steps // 4, options.steps // 2, options.steps]
     rows = [
-        f"| method | learning rate | {' | '.join(f'step {q}' for q in quarters)} | each seed at the end |",
+        f"| method | learning rate | {' | '.join(f'step {q}' for q in quarters)} "
+        "| each seed at the end |",
         "| --- " * 6 + "|",
     ]
     for m in options.methods:

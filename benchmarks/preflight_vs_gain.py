@@ -1,11 +1,13 @@
-"""Does `analyze.py preflight` predict what training brings? On tiny worlds that differ in task, group size and warm-up.
+"""Does `analyze.py preflight` predict what training brings? On tiny worlds that differ in task,
+group size and warm-up.
 
-    python benchmarks/preflight_vs_gain.py            # forty minutes on a CPU core; picks up where it stopped
+    # forty minutes on a CPU core; picks up where it stopped
+    python benchmarks/preflight_vs_gain.py
 
-For each configuration and seed: the preflight numbers of 32 problems x K rollouts, then the gain in held-out mean@8 of
-a short run (30 steps of 16 problems x K, same learning rate), and over all of them the rank correlation of each number
-with the gain. A short warm-up gives a student that reads peers badly. Writes OUT/NAME.json for each and OUT/table.md,
-whose rows are means over seeds.
+For each configuration and seed: the preflight numbers of 32 problems x K rollouts, then the gain in
+held-out mean@8 of a short run (30 steps of 16 problems x K, same learning rate), and over all of
+them the rank correlation of each number with the gain. A short warm-up gives a student that reads
+peers badly. Writes OUT/NAME.json for each and OUT/table.md, whose rows are means over seeds.
 """
 
 import argparse
@@ -88,10 +90,16 @@ def main():
     ]
     for r in results:
         r["auc"] = r["auc"] and r["auc"][0]
-    mean = lambda values: analyze.mean([value for value in values if value is not None])
-    cell = lambda x: "-" if x is None else f"{x:.3f}"
+
+    def mean(values):
+        return analyze.mean([value for value in values if value is not None])
+
+    def cell(x):
+        return "-" if x is None else f"{x:.3f}"
+
     rows = [
-        f"| task-K-warm-up | {' | '.join(NUMBERS)} | held-out, start and end | gain, each seed | seeds in doubt |",
+        f"| task-K-warm-up | {' | '.join(NUMBERS)} | held-out, start and end "
+        "| gain, each seed | seeds in doubt |",
         "| --- " * (len(NUMBERS) + 4) + "|",
     ]
     for same in sorted(
@@ -101,15 +109,15 @@ def main():
         values = " | ".join(cell(mean(r[name] for r in same)) for name in NUMBERS)
         rows.append(
             f"| {same[0]['configuration']} | {values} | {mean(r['start'] for r in same):.3f}, "
-            f"{mean(r['end'] for r in same):.3f} | {', '.join(format(r['gain'], '+.3f') for r in same)} | "
+            f"{mean(r['end'] for r in same):.3f} | "
+            f"{', '.join(format(r['gain'], '+.3f') for r in same)} | "
             f"{sum(bool(r['doubts']) for r in same)} of {len(same)} |"
         )
     for name in NUMBERS:
         pairs = [(r[name], r["gain"]) for r in results if r[name] is not None]
         if len(pairs) > 2:
-            rows.append(
-                f"Spearman of {name} with the gain: {analyze.spearman(*zip(*pairs)):+.2f} ({len(pairs)} runs)"
-            )
+            rho = analyze.spearman(*zip(*pairs, strict=True))
+            rows.append(f"Spearman of {name} with the gain: {rho:+.2f} ({len(pairs)} runs)")
     (options.out / "table.md").write_text("\n".join(rows) + "\n", "utf-8")
     print("\n".join(rows))
 

@@ -1,14 +1,18 @@
-"""Do the methods teach a real model something? A small pretrained model on two small tasks made up here, on two CPU cores.
+r"""Do the methods teach a real model something? A small pretrained model on two small tasks made up
+here, on two CPU cores.
 
-    python benchmarks/real_model.py --model HuggingFaceTB/SmolLM2-135M-Instruct        # hours; goes on where it stopped
-    python benchmarks/real_model.py --model FOLDER --task capitals --arms grpo contrastive,turns --seeds 0
+    # hours; goes on where it stopped
+    python benchmarks/real_model.py --model HuggingFaceTB/SmolLM2-135M-Instruct
+    python benchmarks/real_model.py --model FOLDER --task capitals --arms grpo contrastive,turns \
+        --seeds 0
 
-Two tasks. capitals: name the capital of a country (math verifier, which compares words); functions: write a one-line
-Python function (code verifier). The evaluation asks in words that training never uses, and some of its problems are
-about countries or functions that training never shows. Every run is `python train.py ...` in a process of its own with one
-thread. The learning rate is the better of --lrs on another seed than those of the table, after --choice-steps steps.
-Intervals are 95 % t intervals over seeds; "minus grpo" pairs the runs by seed. Writes OUT/NAME/ for each run (finished ones are not run again),
-OUT/table.md, OUT/TASK.svg and OUT/results.json.
+Two tasks. capitals: name the capital of a country (math verifier, which compares words); functions:
+write a one-line Python function (code verifier). The evaluation asks in words that training never
+uses, and some of its problems are about countries or functions that training never shows. Every run
+is `python train.py ...` in a process of its own with one thread. The learning rate is the better of
+--lrs on another seed than those of the table, after --choice-steps steps. Intervals are 95 % t
+intervals over seeds; "minus grpo" pairs the runs by seed. Writes OUT/NAME/ for each run (finished
+ones are not run again), OUT/table.md, OUT/TASK.svg and OUT/results.json.
 """
 
 import argparse
@@ -23,7 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Feedback is left out of mopd, as --layout auto does here: it measures that this teacher does not end its answers after it.
+# Feedback is left out of mopd, as --layout auto does here: it measures that this teacher does not
+# end its answers after it.
 ARMS = {
     f"{peers},{layout}": ["--peers", peers, "--layout", layout, "--no-feedback"]
     for layout in ("turns", "turn")
@@ -34,21 +39,24 @@ ARMS |= {
     "grpo": ["--method", "grpo"],
     "contrastive,turns,feedback": ["--peers", "contrastive", "--layout", "turns"],
 }
-CAPITALS = """France Paris, Germany Berlin, Italy Rome, Spain Madrid, Portugal Lisbon, Poland Warsaw, Austria Vienna,
-Hungary Budapest, Greece Athens, Norway Oslo, Sweden Stockholm, Finland Helsinki, Denmark Copenhagen, Ireland Dublin,
-Russia Moscow, Ukraine Kyiv, Turkey Ankara, Egypt Cairo, Kenya Nairobi, Japan Tokyo, China Beijing, India New_Delhi,
-Pakistan Islamabad, Iran Tehran, Iraq Baghdad, Thailand Bangkok, Vietnam Hanoi, Indonesia Jakarta, Philippines Manila,
-Australia Canberra, Canada Ottawa, Mexico Mexico_City, Cuba Havana, Brazil Brasilia, Argentina Buenos_Aires, Chile Santiago,
-Peru Lima, Colombia Bogota, Venezuela Caracas, Ecuador Quito, Uruguay Montevideo, Morocco Rabat, Algeria Algiers,
-Tunisia Tunis, Ethiopia Addis_Ababa, Nigeria Abuja, Ghana Accra, Senegal Dakar, Belgium Brussels, Switzerland Bern,
-Romania Bucharest, Bulgaria Sofia, Serbia Belgrade, Croatia Zagreb, Lebanon Beirut, Syria Damascus"""
+CAPITALS = """France Paris, Germany Berlin, Italy Rome, Spain Madrid, Portugal Lisbon, Poland
+Warsaw, Austria Vienna, Hungary Budapest, Greece Athens, Norway Oslo, Sweden Stockholm, Finland
+Helsinki, Denmark Copenhagen, Ireland Dublin, Russia Moscow, Ukraine Kyiv, Turkey Ankara, Egypt
+Cairo, Kenya Nairobi, Japan Tokyo, China Beijing, India New_Delhi, Pakistan Islamabad, Iran
+Tehran, Iraq Baghdad, Thailand Bangkok, Vietnam Hanoi, Indonesia Jakarta, Philippines Manila,
+Australia Canberra, Canada Ottawa, Mexico Mexico_City, Cuba Havana, Brazil Brasilia, Argentina
+Buenos_Aires, Chile Santiago, Peru Lima, Colombia Bogota, Venezuela Caracas, Ecuador Quito,
+Uruguay Montevideo, Morocco Rabat, Algeria Algiers, Tunisia Tunis, Ethiopia Addis_Ababa, Nigeria
+Abuja, Ghana Accra, Senegal Dakar, Belgium Brussels, Switzerland Bern, Romania Bucharest, Bulgaria
+Sofia, Serbia Belgrade, Croatia Zagreb, Lebanon Beirut, Syria Damascus"""
 FUNCTIONS = {
     "add": ("x plus {n}", lambda x, n: x + n),
     "times": ("x times {n}", lambda x, n: x * n),
     "minus": ("x minus {n}", lambda x, n: x - n),
     "from": ("{n} minus x", lambda x, n: n - x),
 }
-# train.py, but for the coloured tokens of evaluated steps, which would take a quarter of the time here.
+# train.py, but for the coloured tokens of evaluated steps, which would take a quarter of the time
+# here.
 WITHOUT_VIEW = """
 import sys
 import train
@@ -59,28 +67,31 @@ train.main(sys.argv[1:])
 SPARE = 7  # every seventh country or function is kept out of training
 
 
+def add_rows(train, held_out, n, asked, other, answer):
+    """Problem n goes to the training rows as `asked`, to the evaluation's as `other`, or both."""
+    row = {"answer": answer, "seen": n % SPARE != 0}
+    if n % SPARE:
+        train += [{"prompt": question, **row} for question in asked]
+    if n % SPARE == 0 or n % 3 == 0:
+        held_out.append({"prompt": other, **row})
+
+
 def capitals() -> tuple[list[dict], list[dict]]:
     """(training rows, evaluation rows); "seen" says whether training asks about the country."""
     train, held_out = [], []
     for n, pair in enumerate(CAPITALS.replace("\n", " ").split(", ")):
         country, city = pair.split()
-        row = lambda question: {
-            "prompt": f"{question} Reply only with: The answer is <city>.",
-            "answer": f"\\text{{{city.replace('_', ' ')}}}",
-            "seen": n % SPARE != 0,
-        }
-        if n % SPARE:
-            train += [
-                row(f"What is the capital of {country}?"),
-                row(f"Name the capital city of {country}."),
-            ]
-        if n % SPARE == 0 or n % 3 == 0:
-            held_out.append(row(f"Which city is the capital of {country}?"))
+        answer = f"\\text{{{city.replace('_', ' ')}}}"
+        asked = [f"What is the capital of {country}?", f"Name the capital city of {country}."]
+        asked = [f"{question} Reply only with: The answer is <city>." for question in asked]
+        other = f"Which city is the capital of {country}? Reply only with: The answer is <city>."
+        add_rows(train, held_out, n, asked, other, answer)
     return train, held_out
 
 
 def functions() -> tuple[list[dict], list[dict]]:
-    """The same of one-line Python functions. The model knows how; it rarely stops when the function is written."""
+    """The same of one-line Python functions. The model knows how; it rarely stops when the function
+    is written."""
     train, held_out = [], []
     for n, (name, number) in enumerate(
         (name, number) for number in range(2, 14) for name in FUNCTIONS
@@ -88,18 +99,13 @@ def functions() -> tuple[list[dict], list[dict]]:
         said, compute = FUNCTIONS[name]
         called, said = f"{name}_{number}", said.format(n=number)
         tests = [{"input": str(x), "output": str(compute(x, number))} for x in (5, 12)]
-        row = lambda question: {
-            "prompt": question,
-            "seen": n % SPARE != 0,
-            "answer": {"type": "functional", "entry_point": called, "tests": tests},
-        }
-        if n % SPARE:
-            train += [
-                row(f"Write a Python function {called}(x) that returns {said}."),
-                row(f"Define {called}(x) in Python. It returns {said}."),
-            ]
-        if n % SPARE == 0 or n % 3 == 0:
-            held_out.append(row(f"Implement {called}(x), which gives back {said}, in Python."))
+        asked = [
+            f"Write a Python function {called}(x) that returns {said}.",
+            f"Define {called}(x) in Python. It returns {said}.",
+        ]
+        other = f"Implement {called}(x), which gives back {said}, in Python."
+        answer = {"type": "functional", "entry_point": called, "tests": tests}
+        add_rows(train, held_out, n, asked, other, answer)
     return train, held_out
 
 
@@ -241,17 +247,20 @@ COLOURS = ("#1f77b4", "#17becf", "#7f7f7f", "#c7c7c7", "#d62728", "#2ca02c", "#9
 
 
 def picture(task, options, found) -> str:
-    """Held-out mean@8 by step as SVG: a line for each arm, a band from the lowest to the highest seed."""
+    """Held-out mean@8 by step as SVG: a line for each arm, a band from the lowest to the highest
+    seed."""
     x, y = (lambda step: 50 + 440 * int(step) / options.steps), (lambda value: 240 - 200 * value)
     parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 280" font-family="sans-serif" font-size="12">',
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 280" '
+        'font-family="sans-serif" font-size="12">',
         '<rect width="700" height="280" fill="white"/>',
     ]
     for value in (0, 0.25, 0.5, 0.75, 1):
         parts.append(
-            f'<path d="M50 {y(value)}H490" stroke="#ddd"/><text x="44" y="{y(value) + 4}" text-anchor="end">{value:g}</text>'
+            f'<path d="M50 {y(value)}H490" stroke="#ddd"/>'
+            f'<text x="44" y="{y(value) + 4}" text-anchor="end">{value:g}</text>'
         )
-    for a, colour in zip(options.arms, COLOURS):
+    for a, colour in zip(options.arms, COLOURS, strict=False):
         curves = [found[task, a, seed]["curve"] for seed in options.seeds]
         steps = sorted(curves[0], key=int)
         values = {step: [curve[step]["mean"] for curve in curves] for step in steps}
@@ -271,7 +280,7 @@ def picture(task, options, found) -> str:
             a,
             colour,
         )
-        for a, colour in zip(options.arms, COLOURS)
+        for a, colour in zip(options.arms, COLOURS, strict=False)
     )
     at = 250.0
     for value, a, colour in ends:  # from below; labels keep 14 units apart
@@ -319,7 +328,7 @@ def main():
         parser.error("--steps must be a multiple of 4 and another number than --choice-steps")
     options.out.mkdir(parents=True, exist_ok=True)
     for task in options.task:
-        for name, rows in zip((task, f"{task}-eval"), TASKS[task][1]()):
+        for name, rows in zip((task, f"{task}-eval"), TASKS[task][1](), strict=True):
             (options.out / f"{name}.jsonl").write_text(
                 "".join(json.dumps(row) + "\n" for row in rows), "utf-8"
             )
@@ -361,7 +370,10 @@ def main():
     ]
     for t, a in best:
         runs = [found[t, a, s] for s in options.seeds]
-        at = lambda step, name, runs=runs: interval([one["curve"][step][name] for one in runs])
+
+        def at(step, name, runs=runs):
+            return interval([one["curve"][step][name] for one in runs])
+
         start = statistics.fmean(one["curve"]["0"]["mean"] for one in runs)
         last = [at(quarters[-1], name) for name in ("pass", "distinct", "unseen")]
         if a != "grpo" and "grpo" in options.arms:

@@ -1,11 +1,13 @@
-"""Soak: a long run of the smallest tiny world must not grow. Needs Linux (/proc); the trainer runs in its own process.
+"""Soak: a long run of the smallest tiny world must not grow. Needs Linux (/proc); the trainer runs
+in its own process.
 
     python benchmarks/soak.py                 # 2,000 steps; about ten minutes on one CPU core
 
-Every 50 steps: resident memory of the trainer and of its children, open files, processes, time per step. At the end the
-resident memory against that at step 200, the range of the counts, and the time per step of the first and the last
-quarter. Exit status 1 where memory has grown by more than 5 %, files or processes by more than 2, or the time per step
-by more than a quarter. Step times leave out evaluations and checkpoints, which lie between the steps.
+Every 50 steps: resident memory of the trainer and of its children, open files, processes, time per
+step. At the end the resident memory against that at step 200, the range of the counts, and the time
+per step of the first and the last quarter. Exit status 1 where memory has grown by more than 5 %,
+files or processes by more than 2, or the time per step by more than a quarter. Step times leave out
+evaluations and checkpoints, which lie between the steps.
 """
 
 import argparse
@@ -105,8 +107,8 @@ def main():
             except OSError:  # it ended just now
                 break
             print(
-                "step {:5d}  resident {rss:.1f} MiB, of children {rss_children:.1f} MiB  open files {files}  "
-                "processes {processes}".format(reached, **now),
+                "step {:5d}  resident {rss:.1f} MiB, of children {rss_children:.1f} MiB  "
+                "open files {files}  processes {processes}".format(reached, **now),
                 flush=True,
             )
     if trainer.wait():
@@ -115,8 +117,8 @@ def main():
     first, last = samples[200], samples[max(samples)]
     quarter = len(times) // 4
     print(
-        f"resident memory {first['rss']:.1f} MiB at step 200, {last['rss']:.1f} MiB at step {max(samples)}: "
-        f"{last['rss'] / first['rss'] - 1:+.1%}"
+        f"resident memory {first['rss']:.1f} MiB at step 200, "
+        f"{last['rss']:.1f} MiB at step {max(samples)}: {last['rss'] / first['rss'] - 1:+.1%}"
     )
     grown = last["rss"] > 1.05 * first["rss"]
     for name in ("files", "processes"):

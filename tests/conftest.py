@@ -1,4 +1,5 @@
-"""Shared fixtures. Real task data is optional: point MOPD_DATA at a folder with math/, science/, tool/ and code/."""
+"""Shared fixtures. Real task data is optional: point MOPD_DATA at a folder with math/, science/,
+tool/ and code/."""
 
 import json
 import logging
@@ -8,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # small tensors: a second thread costs more than it brings, most of all under load
-logging.disable(
-    logging.DEBUG
-)  # torch's checkpoints write a line for every tensor: a failed test would be unreadable
+# small tensors: a second thread costs more than it brings, most of all under load
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# torch's checkpoints write a line for every tensor: a failed test would be unreadable
+logging.disable(logging.DEBUG)
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -31,12 +30,27 @@ def rows(data_dir):
     """rows("math/gsm8k_test") reads one JSON Lines file of the real data as a list of dicts."""
 
     def read(name):
-        with open(
-            data_dir / f"{name}.jsonl", encoding="utf-8"
-        ) as file:  # splitlines() would also split at U+2028
+        # splitlines() would also split at U+2028
+        with open(data_dir / f"{name}.jsonl", encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
     return read
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with model/ (random weights), train.jsonl and eval.jsonl of the math world."""
+    from tools import math_student, write_lines
+
+    import tiny  # here, because many tests need no torch
+
+    folder = tmp_path_factory.mktemp("train")
+    model, tokenizer = math_student()
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for name, rows in zip(("train", "eval"), tiny.problems("math", seed=0), strict=True):
+        write_lines(folder / f"{name}.jsonl", rows[:24])
+    return folder
 
 
 def pytest_addoption(parser):

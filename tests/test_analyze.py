@@ -1,4 +1,5 @@
-"""The page, the token view, the monitors and the measures of the teacher's signal, on a random model and by hand."""
+"""The page, the token view, the monitors and the measures of the teacher's signal, on a random
+model and by hand."""
 
 import html.parser
 import json
@@ -8,8 +9,8 @@ import types
 import numpy
 import pytest
 import torch
-from test_train import flags, folder  # noqa: F401 (a fixture)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tools import flags, read_lines, steps_of, write_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import analyze
@@ -52,10 +53,6 @@ def attempt(
     return Attempt(Problem("p", "1", "s", group), group, rollout, text, Verdict(right, answer, ""))
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
 # --- measures against groups worked by hand ---
 
 
@@ -78,7 +75,8 @@ def test_pairs_ties_and_lengths_by_hand():
 
 
 def test_rank_correlations_share_ties():
-    """Ranks 4 2.5 2.5 1 and, for verdicts 1 0 1 0, 3.5 1.5 3.5 1.5: sum of products 3, squares 4.5 and 4."""
+    """Ranks 4 2.5 2.5 1 and, for verdicts 1 0 1 0, 3.5 1.5 3.5 1.5: sum of products 3, squares 4.5
+    and 4."""
     assert list(analyze.ranks([3, 2, 2, 1])) == [4, 2.5, 2.5, 1]
     assert math.isclose(analyze.spearman([3, 2, 2, 1], [1, 0, 1, 0]), 3 / math.sqrt(4.5 * 4))
     assert math.isclose(
@@ -94,7 +92,8 @@ def test_the_best_rollout_is_a_hit_and_ties_share():
 
 
 def test_where_the_divergence_lies_by_hand():
-    """Twelve tokens: the two strongest, 6 and 2, hold 8 of 10; positions 0, 1 (of a row of two) and 0.5."""
+    """Twelve tokens: the two strongest, 6 and 2, hold 8 of 10; positions 0, 1 (of a row of two) and
+    0.5."""
     rows = [
         numpy.array([6.0, 1.0]),
         numpy.array([0.0, 2.0, 0.0]),
@@ -178,11 +177,14 @@ def test_prompts_of_one_class_are_left_out_and_truncated_rollouts_are_neither_sh
 def test_a_score_that_only_counts_successes_is_worth_nothing_and_leave_one_out_shows_it(
     monkeypatch,
 ):
-    """The confound: the fewer successes a rollout reads, the lower its score here, whatever it says."""
+    """The confound: the fewer successes a rollout reads, the lower its score here, whatever it
+    says."""
 
     def fake(run, attempts, peers):
-        score = lambda p: numpy.array([-2.0 + len(p.successes) - len(p.failures)])
-        reading = lambda p: report.Reading(score(p), score(p), numpy.ones(1), [], [])
+        def reading(p):
+            score = numpy.array([-2.0 + len(p.successes) - len(p.failures)])
+            return report.Reading(score, score.copy(), numpy.ones(1), [], [])
+
         return {
             c: [reading(chosen[i]) if i in chosen else None for i in range(len(attempts))]
             for c, chosen in peers.items()
@@ -380,7 +382,7 @@ def test_the_token_view_is_what_the_models_say_at_the_weights_that_sampled(ready
     }
     mopd.plan(attempts, method="mopd", seed=seed)  # what training would choose
     mopd.write_contexts(attempts, made.teacher, peer_tokens=64, longest=10_000)
-    for n, (row, a) in enumerate(zip(record["attempts"], attempts)):
+    for n, (row, a) in enumerate(zip(record["attempts"], attempts[:12], strict=True)):
         assert "".join(row["tokens"]) == made.tokenizer.decode(a.rollout.ids).rstrip("\ufffd")
         assert numpy.allclose(row["student"], a.rollout.logprobs, atol=2e-3)  # the sampler's own
         context = row["contexts"]["contrastive"]
@@ -406,19 +408,17 @@ def test_the_token_view_is_what_the_models_say_at_the_weights_that_sampled(ready
 def test_looking_changes_neither_the_run_nor_its_metrics(folder, run, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "token_view", lambda *args, **kwargs: [])
     train.main(flags(folder, tmp_path / "blind", *EVERY_STEP))
-    strip = lambda path: [
-        {k: v for k, v in r.items() if k != "seconds"} for r in lines(path / "metrics.jsonl")
-    ]
     assert (
-        strip(run) == strip(tmp_path / "blind")
+        steps_of(run) == steps_of(tmp_path / "blind")
         and not (tmp_path / "blind" / "tokens.jsonl").exists()
     )
-    assert {r["step"] for r in lines(run / "tokens.jsonl")} == {1, 2, 3}
+    assert {r["step"] for r in read_lines(run / "tokens.jsonl")} == {1, 2, 3}
 
 
 def test_a_run_records_its_tokens_before_the_update(run):
-    """Step 2 sampled with the weights of the checkpoint of step 1; those of step 2 are a large step away."""
-    record = next(r for r in lines(run / "tokens.jsonl") if r["step"] == 2)
+    """Step 2 sampled with the weights of the checkpoint of step 1; those of step 2 are a large step
+    away."""
+    record = next(r for r in read_lines(run / "tokens.jsonl") if r["step"] == 2)
     tokenizer = AutoTokenizer.from_pretrained(run / "step-000002" / "model")
     problem = Problem(record["prompt"], "", INSTRUCTIONS["math"], 0)
     prompt, text = mopd.student_ids(tokenizer, problem), record["attempts"][0]["likely"][0][0][0]
@@ -438,7 +438,9 @@ def test_a_resumed_run_has_each_groups_tokens_once(folder, tmp_path):
     with open(tmp_path / "parts" / "tokens.jsonl", "a") as file:
         file.write('{"step": 4, "attempts": []}\n')
     train.main(flags(folder, tmp_path / "parts", "--steps", "4", "--resume"))
-    assert lines(tmp_path / "whole" / "tokens.jsonl") == lines(tmp_path / "parts" / "tokens.jsonl")
+    assert read_lines(tmp_path / "whole" / "tokens.jsonl") == read_lines(
+        tmp_path / "parts" / "tokens.jsonl"
+    )
 
 
 def test_mixed_groups_come_first_and_long_rollouts_are_cut_and_say_so(ready, monkeypatch):
@@ -449,7 +451,7 @@ def test_mixed_groups_come_first_and_long_rollouts_are_cut_and_say_so(ready, mon
         a.verdict = Verdict(False, None, "")  # the first group: all wrong
     (record,) = report.token_view(made, 1, attempts, seed=0, budget=4096, seconds={})
     assert record["prompt"] == attempts[12].problem.prompt
-    for row, a in zip(record["attempts"], attempts[12:24]):
+    for row, a in zip(record["attempts"], attempts[12:24], strict=True):
         assert len(row["tokens"]) == len(row["student"]) == min(5, len(a.rollout.ids))
         assert row["cut"] == max(0, len(a.rollout.ids) - 5)
 
@@ -464,7 +466,7 @@ def test_mixed_groups_come_first_and_long_rollouts_are_cut_and_say_so(ready, mon
 )
 def test_every_method_has_a_token_view_with_its_own_context(folder, tmp_path, method, extra):
     train.main(flags(folder, tmp_path / "out", "--steps", "1", *method))
-    record = lines(tmp_path / "out" / "tokens.jsonl")[0]
+    record = read_lines(tmp_path / "out" / "tokens.jsonl")[0]
     assert list(record["attempts"][0]["contexts"]) == [
         "none",
         "positive",
@@ -486,7 +488,7 @@ def test_peers_are_numbered_within_their_group_and_those_of_other_problems_have_
     mopd.plan(attempts, method="mopd", peers=peers, seed=1)
     mopd.write_contexts(attempts, made.teacher, peer_tokens=64, longest=10_000)
     record = report.token_view(made, 1, attempts, seed=1, budget=4096, seconds={})[1]
-    for row, a in zip(record["attempts"], attempts[12:24]):
+    for row, a in zip(record["attempts"], attempts[12:24], strict=True):
         shown = row["contexts"][peers]["successes"] + row["contexts"][peers]["failures"]
         assert (
             shown
@@ -564,19 +566,20 @@ def test_a_run_ends_with_a_valid_page_that_needs_nothing_from_outside(run):
         and "http" not in text
     )
     assert len(page.scripts) == 2
-    assert [{**r, "run": "out"} for r in lines(run / "tokens.jsonl")] == json.loads(
+    assert [{**r, "run": "out"} for r in read_lines(run / "tokens.jsonl")] == json.loads(
         page.scripts[0]
     )  # in this order
     assert "%" + "DATA%" not in text and "held-out mean@2" in text
 
 
-EVIL = "</script><script>alert(1)</script><!--<script><img src=x onerror=alert(1)>%DATA%%RUNS% \u2028 \ud83d"
+EVIL = "</script><script>alert(1)</script><!--<script><img src=x onerror=alert(1)>%DATA%%RUNS%"
+EVIL += " \u2028 \ud83d"
 
 
 def test_model_text_that_tries_to_inject_markup_stays_text(run, tmp_path):
     out = tmp_path / "<img src=x onerror=alert(1)>"
     out.mkdir()
-    record = lines(run / "tokens.jsonl")[0]
+    record = read_lines(run / "tokens.jsonl")[0]
     record["prompt"] = record["attempts"][0]["answer"] = record["attempts"][0]["tokens"][0] = EVIL
     (out / "tokens.jsonl").write_text(json.dumps(record) + "\n")
     (out / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
@@ -599,7 +602,7 @@ def test_model_text_that_tries_to_inject_markup_stays_text(run, tmp_path):
 
 
 def test_large_runs_keep_the_newest_tokens_and_say_what_is_left_out(run, tmp_path, monkeypatch):
-    record, out = lines(run / "tokens.jsonl")[0], tmp_path / "large"
+    record, out = read_lines(run / "tokens.jsonl")[0], tmp_path / "large"
     out.mkdir()
     monkeypatch.setattr(report, "PAGE_BYTES", 5 * len(json.dumps(record)))
     (out / "tokens.jsonl").write_text(
@@ -645,7 +648,7 @@ def test_a_broken_or_half_written_run_gives_what_there_is(run, tmp_path, capsys)
     ]
     (out / "metrics.jsonl").write_text("\n".join([*good, *odd]) + '\n{"step": 11, "lo')
     (out / "config.json").write_text('{"task": ')
-    record = lines(run / "tokens.jsonl")[0]
+    record = read_lines(run / "tokens.jsonl")[0]
     record["attempts"][0]["student"][:2] = math.nan, math.inf
     (out / "tokens.jsonl").write_bytes(
         json.dumps(record).encode()
@@ -655,7 +658,7 @@ def test_a_broken_or_half_written_run_gives_what_there_is(run, tmp_path, capsys)
     page = Page(report.write_report([out]).read_text("utf-8"))
     shown = json.loads(page.scripts[0], parse_constant=pytest.fail)
     assert (
-        len(shown) == len(lines(run / "tokens.jsonl"))
+        len(shown) == len(read_lines(run / "tokens.jsonl"))
         and None in shown[0]["attempts"][0]["student"]
     )
     assert "3 lines cannot be read" in capsys.readouterr().out
@@ -711,7 +714,7 @@ def test_runs_whose_folders_have_one_name_are_told_apart_and_one_given_twice_is_
 
 def test_a_step_without_anything_to_learn_has_no_loss_to_plot(tmp_path):
     rows = [{"step": n, "loss": 0.5 * (n != 2), "scored_tokens": 40 * (n != 2)} for n in (1, 2, 3)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "metrics.jsonl", rows)
     found = report.read_run(tmp_path)
     assert report.curve(found.steps, "loss") == [(1, 0.5), (3, 0.5)] and len(found.steps) == 3
 
@@ -750,7 +753,7 @@ def test_the_example_at_the_end_is_a_failure_whose_teacher_reads_successes_and_a
 def test_the_terminal_view_is_plain_without_a_terminal_and_never_passes_on_escape_codes(
     run, tmp_path, capsys
 ):
-    record = lines(run / "tokens.jsonl")[0]
+    record = read_lines(run / "tokens.jsonl")[0]
     record["attempts"][0]["tokens"][0] = "\x1b]0;owned\x07evil"
     record["attempts"][0]["contexts"]["positive"]["teacher"][0] = (
         record["attempts"][0]["student"][0] + 1.5
@@ -853,7 +856,8 @@ def test_each_collapse_warns_once_and_not_again_after_a_resume(n):
     assert [line for m in history(*[{}] * 20) for line in look(m)] == []
 
 
-# The first steps of benchmarks/real_model.py with SmolLM2-135M-Instruct (seed 100, lr 3e-5): success and stop_gap.
+# The first steps of benchmarks/real_model.py with SmolLM2-135M-Instruct (seed 100, lr 3e-5):
+# success and stop_gap.
 REAL_STARTS = {
     "contrastive,turn": (
         [0.156, 0.234, 0.266, 0.156, 0.172],
@@ -878,7 +882,7 @@ REAL_STARTS = {
 def test_a_teacher_that_does_not_want_to_stop_is_named_by_step_five_and_no_other(arm):
     look, steps = (
         report.monitor(),
-        history(*[dict(success=a, stop_gap=b) for a, b in zip(*REAL_STARTS[arm])]),
+        history(*[dict(success=a, stop_gap=b) for a, b in zip(*REAL_STARTS[arm], strict=True)]),
     )
     found = [line for m in steps for line in look(m)]
     assert [line.split(":")[1] for line in found] == ([" step 5"] if arm.endswith(",turn") else [])

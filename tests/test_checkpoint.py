@@ -1,4 +1,5 @@
-"""Runs that are killed, stopped, starved or fed damaged files: they end as if nothing had happened, or in one clear line.
+"""Runs that are killed, stopped, starved or fed damaged files: they end as if nothing had happened,
+or in one clear line.
 
 python -m pytest --slow tests/test_checkpoint.py        # with 20 kills instead of 3
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from test_train import flags, folder, refused, replaced, steps_of  # noqa: F401
+from tools import flags, read_lines, refused, replaced, steps_of, write_lines
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModelForCausalLM
 
@@ -55,7 +56,7 @@ def traced(name, function, slow):
         return result
     return call
 
-signal.signal(signal.SIGINT, signal.default_int_handler)             # a test run in the background ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 for line in sys.stdin:
     job = json.loads(line)
     os.pwrite(trace, b" " * 64, 0)
@@ -65,7 +66,8 @@ for line in sys.stdin:
             log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(log, 1), os.dup2(log, 2)
             for name, (owner, attribute) in WHERE.items():
-                setattr(owner, attribute, traced(name, getattr(owner, attribute), job["slow"].get(name, 0)))
+                slow = job["slow"].get(name, 0)
+                setattr(owner, attribute, traced(name, getattr(owner, attribute), slow))
             if job["limit"]:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
             sys.argv = ["train.py", *job["arguments"]]
@@ -84,8 +86,9 @@ for line in sys.stdin:
 
 
 class Server:
-    """Forks processes that run train.main, from one that has imported everything: a start costs no ten seconds.
-    `trace` holds the phases that the child is in, from the outermost to the innermost."""
+    """Forks processes that run train.main, from one that has imported everything: a start costs no
+    ten seconds. `trace` holds the phases that the child is in, from the outermost to the
+    innermost."""
 
     def __init__(self, folder):
         self.trace, self.log, self.ended = folder / "trace", folder / "log", True
@@ -157,7 +160,8 @@ def same_weights(a, b):
 
 
 def same_runs(a, b, steps):
-    """Metrics and samples value for value, no step missing or twice, and the state to the last bit."""
+    """Metrics and samples value for value, no step missing or twice, and the state to the last
+    bit."""
     assert [line["step"] for line in steps_of(a) if "loss" in line] == list(range(1, steps + 1))
     assert steps_of(a) == steps_of(b)
     for name in ("samples.jsonl", "tokens.jsonl"):
@@ -329,10 +333,8 @@ def test_a_damaged_checkpoint_is_named_passed_over_and_written_anew(
     assert checkpoint.damage(out / "step-000004")
     train.main(flags(folder, out, "--steps", "4", "--save-every", "1", "--resume"))
     said = capsys.readouterr().out
-    assert (
-        f"{out / 'step-000004'} is damaged and passed over ({file if file != 'manifest.json' else ''}"
-        in said
-    )
+    named = file if file != "manifest.json" else ""
+    assert f"{out / 'step-000004'} is damaged and passed over ({named}" in said
     assert (
         f"resuming from {out / 'step-000003'}" in said
         and f"{out / 'step-000004'} was damaged and is written anew" in said
@@ -355,7 +357,8 @@ def test_a_run_without_a_whole_checkpoint_is_refused_not_started_afresh(
 
 
 def test_whole_checkpoints_are_not_thrown_out_for_a_damaged_newer_one(folder, tmp_path, trained):
-    """--keep counts from the step that the run is at: the damaged step 4 is not one of the last two at step 3."""
+    """--keep counts from the step that the run is at: the damaged step 4 is not one of the last two
+    at step 3."""
     out = shutil.copytree(trained, tmp_path / "out")
     zero(out / "step-000004" / "manifest.json")
     shutil.copytree(out / "step-000003", out / "step-000009")
@@ -394,9 +397,9 @@ def test_lines_after_the_checkpoint_and_torn_lines_are_taken_out(tmp_path):
 def test_data_that_changed_since_the_checkpoint_is_refused(folder, tmp_path, capsys, name, changed):
     data = shutil.copytree(folder, tmp_path / "data")
     train.main(flags(data, tmp_path / "out", "--steps", "1"))
-    rows = [json.loads(line) for line in (data / name).read_text().splitlines()]
+    rows = read_lines(data / name)
     rows[5]["answer"] = "77"
-    (data / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(data / name, rows)
     line = refused(capsys, flags(data, tmp_path / "out", "--resume"))
     assert (
         changed in line
@@ -418,7 +421,8 @@ def test_data_that_changed_since_the_checkpoint_is_refused(folder, tmp_path, cap
 def test_another_model_in_the_same_folder_is_refused(
     folder, tmp_path, capsys, whose, file, old, new
 ):
-    """A Hub model whose main branch moved on. The student's own weights are the checkpoint's, whatever --model holds now."""
+    """A Hub model whose main branch moved on. The student's own weights are the checkpoint's,
+    whatever --model holds now."""
     other = shutil.copytree(folder / "model", tmp_path / "other")
     arguments = [
         *flags(
@@ -476,7 +480,8 @@ def test_a_second_run_in_the_same_folder_is_refused(folder, tmp_path, capsys, tr
 
 @posix
 def test_the_lock_ends_with_its_process_though_the_sandbox_still_runs(tmp_path, server):
-    """SIGKILL in the middle of a program: neither the verifier's server nor the program may hold the lock on."""
+    """SIGKILL in the middle of a program: neither the verifier's server nor the program may hold
+    the lock on."""
     code = f"""
 lock = checkpoint.claim(train.Path({str(tmp_path / "out")!r}), resume=False)
 print(verifiers.describe_isolation(), flush=True)
@@ -510,7 +515,8 @@ def test_a_system_without_file_locks_says_so(tmp_path, monkeypatch, capsys):
 def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stays(
     folder, tmp_path, server, limit, says
 ):
-    """A limit on the size of files fails as a full disk does: in the weights, in the state, in the log."""
+    """A limit on the size of files fails as a full disk does: in the weights, in the state, in the
+    log."""
     assert server.run(flags(folder, tmp_path / "out", "--steps", "1")) == 0
     arguments = every(folder, tmp_path / "out", "--resume", steps=8)
     if says == "cannot write":
@@ -574,7 +580,8 @@ def test_a_run_folder_that_is_gone_ends_the_run_in_one_line(
 
 
 OBEDIENT = """
-import ctypes                                   # root without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH obeys the modes of files
+# root without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH obeys the modes of files
+import ctypes
 head, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
 ctypes.CDLL(None).capget(head, sets)
 sets[0] &= ~6
@@ -707,7 +714,8 @@ def test_out_of_memory_halves_the_work_and_gives_the_same_gradient(
     hidden_states, run, calls = mopd.hidden_states, fast_rollout.Sampler.run, []
 
     def hungry(model, prompts, completions):
-        calls.append(len(prompts) * max(len(p) + len(c) for p, c in zip(prompts, completions)))
+        rows = zip(prompts, completions, strict=True)
+        calls.append(len(prompts) * max(len(p) + len(c) for p, c in rows))
         if (
             calls[-1] > 300
             and fails.startswith("above")
@@ -737,14 +745,15 @@ def test_out_of_memory_halves_the_work_and_gives_the_same_gradient(
         retried["loss"] == pytest.approx(plain["loss"], rel=1e-5)
         and retried["success"] == plain["success"]
     )
-    for a, b in zip(*gradients):
+    for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
 def test_out_of_memory_in_the_token_view_of_a_step_without_weights_halves_the_work(
     folder, tmp_path, monkeypatch
 ):
-    """Nothing is to be scored there, so the view alone says whether one rollout at a time is read already."""
+    """Nothing is to be scored there, so the view alone says whether one rollout at a time is read
+    already."""
     hidden_states = mopd.hidden_states
     monkeypatch.setattr(
         mopd,
@@ -808,9 +817,11 @@ def test_a_size_for_which_memory_did_not_suffice_is_not_tried_again(error):
             raise error
         return size
 
-    run = lambda: checkpoint.within_memory(
-        work, 100, fits=fits, alone=lambda size: size == 1, name="scoring tokens"
-    )
+    def run():
+        return checkpoint.within_memory(
+            work, 100, fits=fits, alone=lambda size: size == 1, name="scoring tokens"
+        )
+
     assert run() == (12, 3) and run() == (12, 0) and tried == [100, 50, 25, 12, 12]
     with pytest.raises(
         MemoryError, match="out of memory in scoring tokens with one rollout at a time: ."
@@ -826,7 +837,8 @@ def test_a_size_for_which_memory_did_not_suffice_is_not_tried_again(error):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize("victim", ["guard", "fork server"])
 def test_a_killed_sandbox_server_costs_no_verdict(victim):
-    """The guard that the trainer started, and its child that forks: that one's death was noticed too late."""
+    """The guard that the trainer started, and its child that forks: that one's death was noticed
+    too late."""
     program = (
         "```python\ndef f(x):\n    for i in range(1_500_000): pass\n    return 2 * x + {} * 0\n```"
     )

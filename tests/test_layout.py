@@ -21,7 +21,8 @@ assert "It is 3." in context""",
 assert verifiers.verify("science", "<answer>B</answer>", "B").correct
 gold = [{"Action": "f", "Action_Input": "{}"}]
 assert verifiers.verify("tool", "Action: f\nAction Input: {}", gold).correct
-for task, name, gold in (("math", "math_answers.py", "5"), ("code", "sandbox.py", {"type": "stdin", "tests": [{"input": "", "output": "1"}]})):
+program = {"type": "stdin", "tests": [{"input": "", "output": "1"}]}
+for task, name, gold in (("math", "math_answers.py", "5"), ("code", "sandbox.py", program)):
     try:
         verifiers.verify(task, "```python\nprint(1)\n```", gold)
     except ModuleNotFoundError as error:
@@ -29,7 +30,8 @@ for task, name, gold in (("math", "math_answers.py", "5"), ("code", "sandbox.py"
     else:
         raise AssertionError(f"{task} without {name}")""",
     "math_answers": r"""
-assert math_answers.same_answer(r"\frac12", "0.5") and not math_answers.same_answer("TFT", "TTF")""",
+same = math_answers.same_answer
+assert same(r"\frac12", "0.5") and not same("TFT", "TTF")""",
     "sandbox": r"""
 assert sandbox.run_script("print(input() * 2)", "ab\n").output == "abab\n"
 assert sandbox.run_function("def double(x): return 2 * x", "double", [4]).value == 8

@@ -1,11 +1,12 @@
-"""The teacher measured before training: the statistics by hand, the choice of the layout, and what a run does with it."""
+"""The teacher measured before training: the statistics by hand, the choice of the layout, and what
+a run does with it."""
 
 import json
 import math
 from types import SimpleNamespace
 
 import pytest
-from test_train import flags, folder  # noqa: F401 (a fixture)
+from tools import flags, steps_of
 
 import mopd
 import train
@@ -54,7 +55,8 @@ def test_leads_are_paired_by_problem_with_an_error_over_problems():
 
 
 def test_error_is_never_below_that_of_independent_samples():
-    """Two problems that agree by chance have no spread; 8 samples of a coin still have an error of 0.18."""
+    """Two problems that agree by chance have no spread; 8 samples of a coin still have an error of
+    0.18."""
     ahead, error = measure.lead(arm(0.75, 0.75, samples=8), arm(0.5, 0.5, samples=8))
     assert ahead == 0.25 and error == pytest.approx(math.sqrt((0.75 * 0.25 + 0.5 * 0.5) / 8))
 
@@ -92,7 +94,8 @@ def test_turns_are_chosen_only_where_they_lead_by_two_standard_errors(turn, turn
     ],
 )  # neither lead is certain
 def test_a_layout_after_which_answers_end_is_chosen_if_they_are_no_worse(turns, stops, chosen):
-    """On 8 problems of 8 rollouts two or three groups are mixed: right answers alone do not tell, unended ones do."""
+    """On 8 problems of 8 rollouts two or three groups are mixed: right answers alone do not tell,
+    unended ones do."""
     assert measure.choose(table((0.3, 0.3, 0.3, 0.3), turns, stops=stops)) == chosen
 
 
@@ -130,9 +133,10 @@ def test_what_is_printed_says_when_the_failure_does_harm():
 @pytest.fixture
 def judged(monkeypatch):
     """Verdicts by a rule of the text, so that a random model has groups of both kinds."""
-    rule = lambda task, texts, answers, **_: [
-        Verdict(len(text) % 2 == 0, text[:3], "odd" * (len(text) % 2)) for text in texts
-    ]
+
+    def rule(task, texts, answers, **_):
+        return [Verdict(len(text) % 2 == 0, text[:3], "odd" * (len(text) % 2)) for text in texts]
+
     monkeypatch.setattr(mopd, "verify_batch", rule)
     monkeypatch.setattr(measure, "verify_batch", rule)
 
@@ -173,7 +177,8 @@ def test_every_arm_has_the_asked_for_samples_spread_over_the_problems(folder, tm
 def test_bare_answers_are_new_ones_not_the_rollouts_and_differ_among_themselves(
     folder, tmp_path, judged, monkeypatch
 ):
-    """A mixed group of a hard problem is one where the student was lucky: its rollouts overstate the student."""
+    """A mixed group of a hard problem is one where the student was lucky: its rollouts overstate
+    the student."""
     run, seen = prepared(folder, tmp_path / "a"), []
     real = measure.generate
     monkeypatch.setattr(measure, "generate", lambda *a, **k: seen.append(real(*a, **k)) or seen[-1])
@@ -226,13 +231,8 @@ def test_a_run_measures_once_keeps_its_rollouts_and_its_layout_through_a_resume(
     assert "--layout is turn now and was turns" in capsys.readouterr().err
     monkeypatch.setattr(measure, "decide", real)
     train.main(flags(folder, tmp_path / "fixed", "--steps", "2", "--layout", "turns"))
-    strip = lambda path: [
-        {k: v for k, v in json.loads(line).items() if k != "seconds"}
-        for line in (path / "metrics.jsonl").read_text().splitlines()[:4]
-    ]
-    assert strip(tmp_path / "out") == strip(
-        tmp_path / "fixed"
-    )  # measuring changes nothing of the training
+    # measuring changes nothing of the training
+    assert steps_of(tmp_path / "out")[:4] == steps_of(tmp_path / "fixed")[:4]
 
 
 def test_a_harmful_teacher_stops_the_run_before_anything_is_written_unless_forced(
@@ -266,7 +266,7 @@ def test_feedback_is_measured_where_no_rollout_is_right_and_left_out_where_answe
         groups = real(model, prompts, k, **options)
         told = ["sign" in run.tokenizer.decode(prompt) for prompt in prompts]
         seen.append(sum(told))
-        for group, reads in zip(groups, told):
+        for group, reads in zip(groups, told, strict=True):
             for r in group:
                 r.stopped = not (reads and endless)
         return groups
@@ -298,7 +298,10 @@ def test_feedback_that_does_harm_stays_out_of_the_run_and_of_its_resume(
     harm = {"with": arm(0.0, 0.0), "without": arm(0.0, 0.0), "harmful": True}
     monkeypatch.setattr(measure, "measure_feedback", lambda run, attempts, layout: harm)
     train.main(flags(folder, tmp_path / "out", "--steps", "1"))
-    saved = lambda: json.loads((tmp_path / "out" / "config.json").read_text())
+
+    def saved():
+        return json.loads((tmp_path / "out" / "config.json").read_text())
+
     assert saved()["no_feedback"] is True and saved()["measured"]["feedback"]["harmful"]
     train.main(flags(folder, tmp_path / "out", "--steps", "2", "--resume"))
     assert saved()["no_feedback"] is True

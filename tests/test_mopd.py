@@ -1,29 +1,27 @@
-"""Tests of mopd.py on tiny random models. The oracle for a whole step is `step_loss` below: one attempt at a time, no
-padding, the model's own logits, plain log_softmax and autograd."""
+"""Tests of mopd.py on tiny random models. The oracle for a whole step is `step_loss` below: one
+attempt at a time, no padding, the model's own logits, plain log_softmax and autograd."""
 
 import functools
 import math
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tools import random_model
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import mopd  # noqa: E402
-import peer_context  # noqa: E402
-from mopd import Attempt, Parts, Problem, Teacher, make_teacher, plan, write_contexts  # noqa: E402
-from peer_context import Peers  # noqa: E402
-from rollout import Rollout  # noqa: E402
-from runtime import fast_scoring  # noqa: E402
-from runtime import models as adapters  # noqa: E402
-from runtime.fast_scoring import FAST, can_share, shared_hidden_states  # noqa: E402
-from runtime.metrics import describe  # noqa: E402
-from runtime.models import head  # noqa: E402
-from verifiers import Verdict  # noqa: E402
+import mopd
+import peer_context
+from mopd import Attempt, Parts, Problem, Teacher, make_teacher, plan, write_contexts
+from peer_context import Peers
+from rollout import Rollout
+from runtime import fast_scoring
+from runtime import models as adapters
+from runtime.fast_scoring import FAST, can_share, shared_hidden_states
+from runtime.metrics import describe
+from runtime.models import head
+from verifiers import Verdict
 
 BOS, END, EOT, HEADER = "<s>", "<end>", "<eot>", "<|assistant|>"
 CHAT = (
@@ -43,7 +41,8 @@ THINKS = CHAT.replace(
 
 
 def build_tokenizer(chat=CHAT, extra=()):
-    """Bytes and the fixed sentences. It adds a BOS, as the template does; pad is eos; <eot> ends a turn, too."""
+    """Bytes and the fixed sentences. It adds a BOS, as the template does; pad is eos; <eot> ends a
+    turn, too."""
     core = Tokenizer(
         models.BPE({c: n for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
     )
@@ -91,16 +90,8 @@ SHAPE = dict(
 
 
 def tiny(config="LlamaConfig", *, seed=0, dtype=torch.float64, spread=4.0, **changes):
-    """A random model; `spread` scales its matrices, so that its distributions are far from uniform."""
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(
-        getattr(transformers, config)(**{**SHAPE, **changes})
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(spread)
-    return model.to(dtype).eval()
+    config = getattr(transformers, config)(**{**SHAPE, **changes})
+    return random_model(config, seed=seed, dtype=dtype, spread=spread)
 
 
 def tell(text):
@@ -122,10 +113,14 @@ def attempt(correct, group=0, text="", *, stopped=True, feedback="wrong", logpro
 
 
 def step(seed=0):
-    """Three groups of four attempts of unequal lengths: mixed, all wrong (one of them truncated), all right."""
+    """Three groups of four attempts of unequal lengths: mixed, all wrong (one of them truncated),
+    all right."""
     rng = random.Random(seed)
     verdicts = [[True, False, True, False], [False] * 4, [True] * 4]
-    word = lambda: "".join(rng.choices("abcdefgh", k=rng.randrange(1, 14)))
+
+    def word():
+        return "".join(rng.choices("abcdefgh", k=rng.randrange(1, 14)))
+
     return [
         attempt(correct, g, word(), stopped=(g, j) != (1, 2))
         for g, group in enumerate(verdicts)
@@ -363,7 +358,8 @@ def test_only_completion_tokens_are_scored():
     "config, tolerance", [("GPT2Config", 1e-9), ("LlamaConfig", 1e-4)]
 )  # its norm is float32
 def test_reading_a_shared_prompt_once_changes_neither_values_nor_gradients(config, tolerance):
-    """Two groups with prompts of one length, one with another, a completion that is the stop token alone."""
+    """Two groups with prompts of one length, one with another, a completion that is the stop token
+    alone."""
     model, texts = tiny(config), ("short", "quite a bit longer", "", "mid")
     rows = [
         (group, adapters.student_ids(TOKENIZER, problem(group)), tell(text) + [END_ID])
@@ -380,7 +376,7 @@ def test_reading_a_shared_prompt_once_changes_neither_values_nor_gradients(confi
         states = read(model, prompts, completions)
         (states * torch.arange(states.numel()).view_as(states).cos()).sum().backward()
         results.append([states.detach(), *(p.grad.clone() for p in model.base_model.parameters())])
-    for plain, shared in zip(*results):
+    for plain, shared in zip(*results, strict=True):
         torch.testing.assert_close(shared, plain, rtol=tolerance, atol=tolerance)
 
 
@@ -396,7 +392,8 @@ def test_reading_a_shared_prompt_once_changes_neither_values_nor_gradients(confi
     ],
 )
 def test_padding_of_shared_prompts_stays_within_the_models_positions(config, changes):
-    """A long prompt with short completions beside a short prompt with a long one: together they would be too long."""
+    """A long prompt with short completions beside a short prompt with a long one: together they
+    would be too long."""
     model = tiny(config, max_position_embeddings=64, **changes)
     rng = random.Random(0)
     long, short = ([rng.randrange(V) for _ in range(n)] for n in (50, 4))
@@ -619,7 +616,7 @@ def test_peers_stand_inside_the_one_user_turn():
     attempts = step()
     plan(attempts, method="mopd", peers="contrastive")
     contexts(attempts, self_teacher(tiny()))
-    for a, (before, user, after) in zip(attempts, turns(attempts)):
+    for a, (before, user, after) in zip(attempts, turns(attempts), strict=True):
         assert before == "<s><|system|>Be right.<end>" and after == HEADER
         successes, failures = (
             [attempts[j].text for j in part] for part in (a.peers.successes, a.peers.failures)
@@ -655,7 +652,11 @@ def test_turns_layout_gives_each_peer_an_exchange_of_its_own_and_ends_with_the_p
             *["That is wrong. "] * len(a.peers.failures),
             *["That is right. "] * len(a.peers.successes),
         ]
-        said = [part for verdict, text in zip(verdicts, shown) for part in (verdict + asked, text)]
+        said = [
+            part
+            for verdict, text in zip(verdicts, shown, strict=True)
+            for part in (verdict + asked, text)
+        ]
         last = (
             verdicts[len(shown)]
             + asked
@@ -666,7 +667,8 @@ def test_turns_layout_gives_each_peer_an_exchange_of_its_own_and_ends_with_the_p
 
 
 def test_turns_layout_shares_every_rule_of_contexts():
-    """Special tokens broken up, thoughts removed, long peers cut, the bare problem where nothing is shown."""
+    """Special tokens broken up, thoughts removed, long peers cut, the bare problem where nothing is
+    shown."""
     teacher = self_teacher(tiny())
     attempts = [
         attempt(False, text="own"),
@@ -713,8 +715,8 @@ def test_turns_open_with_the_system_message_where_the_template_has_no_system_rol
         adapters.chat_ids(build_tokenizer(chat), "Be right.", messages)
     )
     assert (
-        text
-        == "<s><|user|>Be right.\n\nP<end><|assistant|>GOOD<end><|user|>That is right. P<end><|assistant|>"
+        text == "<s><|user|>Be right.\n\nP<end><|assistant|>GOOD<end>"
+        "<|user|>That is right. P<end><|assistant|>"
     )
 
 
@@ -722,7 +724,10 @@ def test_layouts_are_those_that_the_template_can_write():
     lonely = CHAT.replace(
         "{% for m in messages %}", "{% for m in messages if m['role'] != 'assistant' %}"
     )
-    refuses = "{% if messages | selectattr('role', 'equalto', 'assistant') | list %}{{ raise_exception('no') }}{% endif %}"
+    refuses = (
+        "{% if messages | selectattr('role', 'equalto', 'assistant') | list %}"
+        "{{ raise_exception('no') }}{% endif %}"
+    )
     assert adapters.layouts_of(TOKENIZER) == ("turn", "turns")
     assert (
         adapters.layouts_of(build_tokenizer(lonely))
@@ -737,7 +742,8 @@ def test_unknown_layout_is_refused():
 
 
 def test_stop_gap_is_the_teachers_log_ratio_on_the_stop_tokens_of_finished_rollouts():
-    """A teacher that would rather go on teaches its student not to stop: seen from the first step."""
+    """A teacher that would rather go on teaches its student not to stop: seen from the first
+    step."""
     student, attempts = tiny(), step()
     teacher = self_teacher(tiny(seed=1))
     plan(attempts, method="mopd")
@@ -808,13 +814,12 @@ def drop_until(longest_of, feedback="", layout="turn"):
     a = attempts[0]
     a.peers, a.weight, a.feedback = Peers((1, 2), (3,)), 1.0, feedback
     teacher = self_teacher(tiny())
-    size = lambda messages: (
-        len(adapters.chat_ids(TOKENIZER, a.problem.system, messages)) + len(a.rollout.ids)
-    )
-    longest = longest_of(
-        lambda **shown: size(peer_context.teacher_messages(layout, a.problem.prompt, **shown))
-    )
-    return a, contexts(attempts, teacher, longest=longest, layout=layout)
+
+    def size(**shown):
+        messages = peer_context.teacher_messages(layout, a.problem.prompt, **shown)
+        return len(adapters.chat_ids(TOKENIZER, a.problem.system, messages)) + len(a.rollout.ids)
+
+    return a, contexts(attempts, teacher, longest=longest_of(size), layout=layout)
 
 
 @pytest.mark.parametrize(
@@ -1064,7 +1069,10 @@ def test_truncated_but_correct_rollout_is_no_success_to_its_peers_nor_to_grpo_an
 def test_peers_are_a_function_of_seed_and_problem_not_of_the_order_of_the_problems():
     def peers_by_name(attempts, kind, seed):
         plan(attempts, method="mopd", peers=kind, seed=seed)
-        name = lambda j: (attempts[j].problem.key, attempts[j].text)
+
+        def name(j):
+            return attempts[j].problem.key, attempts[j].text
+
         return {
             name(i): [list(map(name, part)) for part in (a.peers.successes, a.peers.failures)]
             for i, a in enumerate(attempts)
@@ -1117,7 +1125,8 @@ def test_grpo_normaliser_counts_the_tokens_of_groups_without_a_signal_too():
     costs = [nll(student, a.rollout.prompt_ids, a.rollout.ids).sum().item() for a in attempts[:4]]
     by_hand = (
         sum(
-            advantage * cost if a.success else -advantage * cost for a, cost in zip(attempts, costs)
+            advantage * cost if a.success else -advantage * cost
+            for a, cost in zip(attempts, costs, strict=True)
         )
         / every
     )
@@ -1242,13 +1251,14 @@ def test_ema_teacher_moves_by_its_rate_and_the_others_do_not_move():
             p.add_(1.0)
     for teacher in (ema, frozen, current, external):
         teacher.update(student, 0.25)
-    for old, p in zip(before, ema.model.parameters()):
+    for old, p in zip(before, ema.model.parameters(), strict=True):
         torch.testing.assert_close(p, old + 0.25)
-    assert all(torch.equal(old, p) for old, p in zip(before, frozen.model.parameters()))
-    assert all(torch.equal(old, p) for old, p in zip(big, external.model.parameters()))
+    for kept, teacher in ((before, frozen), (big, external)):
+        parameters = teacher.model.parameters()
+        assert all(torch.equal(old, p) for old, p in zip(kept, parameters, strict=True))
     assert current.model is student
     assert all(
-        torch.equal(p, old + 1.0) for old, p in zip(before, student.parameters())
+        torch.equal(p, old + 1.0) for old, p in zip(before, student.parameters(), strict=True)
     )  # nor does the student
     assert head(ema.model) is ema.model.get_input_embeddings().weight  # the copy is still tied
 
@@ -1301,7 +1311,7 @@ def test_different_vocabularies_are_refused_instead_of_padded():
     other = build_tokenizer()  # as many tokens, two of them exchanged
     vocabulary = other.get_vocab()
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    other.get_vocab = lambda: vocabulary
+    other.get_vocab = vocabulary.copy
     with pytest.raises(ValueError, match="vocabulary"):
         make_teacher("big", student, TOKENIZER, tiny(seed=1), other)
 

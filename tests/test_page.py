@@ -1,4 +1,5 @@
-"""The page in a real browser: headless Chromium, driven over its debugging pipe. Skips where there is no Chromium."""
+"""The page in a real browser: headless Chromium, driven over its debugging pipe. Skips where there
+is no Chromium."""
 
 import base64
 import json
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT  # noqa: F401 (puts our files on the path)
+from tools import write_lines
 
 from runtime import report
 
@@ -15,11 +16,13 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 pytestmark = pytest.mark.skipif(not CHROMIUM or os.name == "nt", reason="no chromium on the path")
+TOKENS = "[...document.querySelectorAll('.tokens span')]"
 EVIL = "</script><script>window.owned = 1</script><img src=x onerror='window.owned = 1'><b>bold</b>"
 
 
 class Browser:
-    """One page of a headless Chromium. `errors` collects console errors, exceptions and failed requests."""
+    """One page of a headless Chromium. `errors` collects console errors, exceptions and failed
+    requests."""
 
     def __init__(self, profile):
         ours, theirs = os.pipe(), os.pipe()  # to the browser, from the browser
@@ -117,14 +120,17 @@ def browser(tmp_path_factory):
 
 def attempt(number, right, texts, ratios, peers):
     n = len(texts)
-    context = lambda successes, failures, scale: {
-        "successes": successes,
-        "failures": failures,
-        "prompt": f"peers of #{number} {EVIL}" if successes else "",
-        "teacher": [-1.0 + scale * r for r in ratios],
-        "divergence": [round(abs(scale * r) / 5, 3) for r in ratios],
-        "likely": [[["sum", -0.1], [EVIL, -2.5]] if scale else None] * n,
-    }
+
+    def context(successes, failures, scale):
+        return {
+            "successes": successes,
+            "failures": failures,
+            "prompt": f"peers of #{number} {EVIL}" if successes else "",
+            "teacher": [-1.0 + scale * r for r in ratios],
+            "divergence": [round(abs(scale * r) / 5, 3) for r in ratios],
+            "likely": [[["sum", -0.1], [EVIL, -2.5]] if scale else None] * n,
+        }
+
     return {
         "number": number,
         "right": right,
@@ -163,7 +169,7 @@ def page(tmp_path_factory):
         for step in (5, 10)
     ]
     records.insert(0, records[0] | {"step": 1, "attempts": group[1:]})
-    (out / "tokens.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_lines(out / "tokens.jsonl", records)
     steps = [
         {
             "step": n,
@@ -196,10 +202,10 @@ def test_the_page_runs_without_errors_and_model_text_stays_text(browser, page):
     browser.open(page)
     assert browser.value("document.querySelectorAll('#charts svg').length") >= 5
     assert browser.value("document.querySelectorAll('.card').length") == 2
-    assert browser.value("document.querySelectorAll('.tokens span').length") == 7
+    assert browser.value(f"{TOKENS}.length") == 7
     for context in ("none", "positive", "side by side", "contrastive (this run)"):
         browser.value(PRESS.format(context))
-    browser.value("document.querySelectorAll('.tokens span').forEach(span => span.click())")
+    browser.value(f"{TOKENS}.forEach(span => span.click())")
     assert browser.value("document.querySelector('.tokens').textContent") == "It is 7" + EVIL
     assert EVIL in browser.value("document.body.textContent")
     assert browser.value("document.querySelectorAll('img, #view b b').length") == 0
@@ -212,8 +218,8 @@ def test_tokens_are_coloured_by_the_log_ratio_and_hover_tells_the_numbers(browse
         browser.value("document.getElementById('pick').selectedOptions[0].textContent")
         == "step 5, problem 4: 1 of 2 right"
     )  # the first with both kinds
-    look = "[...document.querySelectorAll('.tokens span')].map(s => [s.className, s.style.getPropertyValue('--a')])"
-    assert browser.value(look) == [
+    look = "s => [s.className, s.style.getPropertyValue('--a')]"
+    assert browser.value(f"{TOKENS}.map({look})") == [
         ["more", "0.05"],
         ["more", "0.90"],
         ["less", "1.00"],
@@ -222,10 +228,10 @@ def test_tokens_are_coloured_by_the_log_ratio_and_hover_tells_the_numbers(browse
         ["less", "0.00"],
         ["less", "0.50"],
     ]
-    colours = "[...document.querySelectorAll('.tokens span')].slice(1, 3).map(s => getComputedStyle(s).backgroundColor)"
-    blue, orange = browser.value(colours)
+    colour = "s => getComputedStyle(s).backgroundColor"
+    blue, orange = browser.value(f"{TOKENS}.slice(1, 3).map({colour})")
     assert blue.startswith("rgba(") and orange.startswith("rgb(") and blue != orange
-    browser.value("document.querySelectorAll('.tokens span')[2].onmouseenter()")
+    browser.value(f"{TOKENS}[2].onmouseenter()")
     detail = browser.value("document.getElementById('detail').textContent")
     assert "log teacher − log student -3.00" in detail and "divergence 0.6" in detail
     assert (
@@ -236,8 +242,9 @@ def test_tokens_are_coloured_by_the_log_ratio_and_hover_tells_the_numbers(browse
     )  # exp(-1), exp(-4)
     browser.value("document.querySelector('#detail button').click()")
     assert browser.value("document.getElementById('detail').hidden")
-    newline = "(s => [s.textContent, s.getClientRects()[0].width > 5])(document.querySelectorAll('.tokens span')[5])"
-    assert browser.value(newline) == ["↵\n", True]  # or there would be nothing to colour or to tap
+    newline = "s => [s.textContent, s.getClientRects()[0].width > 5]"
+    # or there would be nothing to colour or to tap
+    assert browser.value(f"({newline})({TOKENS}[5])") == ["↵\n", True]
     assert (
         browser.value("document.querySelector('#controls [aria-pressed=true]').textContent")
         == "contrastive (this run)"
@@ -256,9 +263,11 @@ def screenshot(browser):
 
 
 def test_the_page_fits_a_phone_and_is_legible_in_the_dark_and_on_paper(browser, page):
-    scheme = lambda name: browser.call(
-        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}]
-    )
+    def scheme(name):
+        browser.call(
+            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}]
+        )
+
     browser.call(
         "Emulation.setDeviceMetricsOverride",
         width=360,
@@ -270,9 +279,14 @@ def test_the_page_fits_a_phone_and_is_legible_in_the_dark_and_on_paper(browser, 
     browser.value(PRESS.format("side by side"))
     assert browser.value("document.documentElement.scrollWidth") <= 360
     contrast = """(() => {
-        const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(x => (x /= 255) <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
-                             return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-        const pair = [getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor].map(light).sort((a, b) => a - b);
+        const linear = x => x / 255 <= 0.04045
+            ? x / 255 / 12.92 : ((x / 255 + 0.055) / 1.055) ** 2.4;
+        const light = c => {
+            const [r, g, b] = c.match(/[\\d.]+/g).map(linear);
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        };
+        const style = getComputedStyle(document.body);
+        const pair = [style.color, style.backgroundColor].map(light).sort((a, b) => a - b);
         return (pair[1] + 0.05) / (pair[0] + 0.05); })()"""
     shots = []
     for name in ("light", "dark"):

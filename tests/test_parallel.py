@@ -1,6 +1,6 @@
-"""Several processes against one: the real command line under torchrun, over gloo on the CPU, with a small model that has
-learned to answer at random in the right form. `JOB` runs more of the loop in one start of the processes, which is what
-takes the time."""
+"""Several processes against one: the real command line under torchrun, over gloo on the CPU, with a
+small model that has learned to answer at random in the right form. `JOB` runs more of the loop in
+one start of the processes, which is what takes the time."""
 
 import json
 import os
@@ -14,10 +14,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import ROOT
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from tools import math_student, read_lines, write_lines
+from transformers import AutoModelForCausalLM
 
 import mopd
-import tiny
 import train
 import verifiers
 from runtime import fast_scoring
@@ -29,24 +29,9 @@ ROWS = [{"prompt": f"{a} + {b}", "answer": str((a + b) % 4)} for a in range(5) f
 
 
 def make_folder(folder, *, tied):
-    """model/ and rows.jsonl: sums modulo 4, and a model that answers "So \\boxed{d}" with d from 0 to 3 at random."""
-    tokenizer = tiny.build_tokenizer("math", verifiers.INSTRUCTIONS["math"], verifiers.verify)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-            tie_word_embeddings=tied,
-        )
-    )
+    """model/ and rows.jsonl: sums modulo 4, and a model that answers "So \\boxed{d}" with d from 0
+    to 3 at random."""
+    model, tokenizer = math_student(tie_word_embeddings=tied)
     prompts = [
         mopd.student_ids(
             tokenizer, mopd.Problem(row["prompt"], "", verifiers.INSTRUCTIONS["math"], 0)
@@ -69,7 +54,7 @@ def make_folder(folder, *, tied):
         optimizer.step()
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_lines(folder / "rows.jsonl", ROWS)
     return folder
 
 
@@ -84,7 +69,8 @@ def untied(tmp_path_factory):
 
 
 def flags(folder, out, *more):
-    """Three problems a step, so that two processes (and four) have unequal shares; micro-batches of two or three."""
+    """Three problems a step, so that two processes (and four) have unequal shares; micro-batches of
+    two or three."""
     return [
         "--model",
         str(folder / "model"),
@@ -152,24 +138,21 @@ def ran(processes, *arguments):
     return done
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
 def assert_same_run(one, many, *, rounding=1e-5):
     """Texts, verdicts, peers and counts equal; loss and gradient to 1e-5; the evaluations equal."""
-    assert lines(one / "samples.jsonl") == lines(many / "samples.jsonl")
-    expected, found = lines(one / "metrics.jsonl"), lines(many / "metrics.jsonl")
+    assert read_lines(one / "samples.jsonl") == read_lines(many / "samples.jsonl")
+    expected, found = read_lines(one / "metrics.jsonl"), read_lines(many / "metrics.jsonl")
     assert len(expected) == len(found)
-    for a, b in zip(expected, found):
+    for a, b in zip(expected, found, strict=True):
         assert a.keys() == b.keys()
         for name in a.keys() - {"seconds", "sampler_gap"}:  # sampler_gap is nothing but rounding
-            # the gaps are means of differences between numbers of about 3, of which float32 knows 2e-7
+            # the gaps are means of differences between numbers of about 3, of which float32 knows
+            # 2e-7
             spacing = 2e-7 if name in ("teacher_gap", "stop_gap") else 0
             assert b[name] == (
                 a[name] if a[name] is None else pytest.approx(a[name], rel=rounding, abs=spacing)
             ), (a["step"], name)
-    assert_close(lines(one / "tokens.jsonl"), lines(many / "tokens.jsonl"))
+    assert_close(read_lines(one / "tokens.jsonl"), read_lines(many / "tokens.jsonl"))
     first = next(line for line in found if "loss" in line)
     assert (
         first["loss"] != 0 and first["grad_norm"] > 0 and first["groups_mixed"]
@@ -177,14 +160,15 @@ def assert_same_run(one, many, *, rounding=1e-5):
 
 
 def assert_close(a, b):
-    """Records of the token view: numbers are rounded to 3 digits, which rounding may part; all else is equal."""
+    """Records of the token view: numbers are rounded to 3 digits, which rounding may part; all else
+    is equal."""
     assert type(a) is type(b)
     if isinstance(a, dict):
         assert a.keys() == b.keys()
         a, b = [a[key] for key in a], [b[key] for key in a]
     if isinstance(a, list):
         assert len(a) == len(b)
-        for pair in zip(a, b):
+        for pair in zip(a, b, strict=True):
             assert_close(*pair)
     else:
         assert b == (pytest.approx(a, abs=0.0015) if isinstance(a, float) else a)
@@ -217,7 +201,8 @@ def assert_same_measurement(one, many):
 
 
 def test_two_processes_take_the_steps_of_one_and_a_resume_goes_on_with_one(tied, tmp_path):
-    """Gradients must be summed, not averaged; the head's must be among them; the EMA must follow; only rank 0 writes."""
+    """Gradients must be summed, not averaged; the head's must be among them; the EMA must follow;
+    only rank 0 writes."""
     train.main(flags(tied, tmp_path / "one", *EMA))
     done = ran(2, *flags(tied, tmp_path / "two", *EMA))
     assert_same_run(tmp_path / "one", tmp_path / "two")
@@ -268,8 +253,9 @@ train.prepare = keep
 for arguments in settings["runs"]:
     train.main(arguments)
 local = lambda tensors: sum(t.to_local().numel() for t in tensors)
+moments = [s[name] for s in run.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
 report["local"] = [local(run.student.parameters()), local(run.teacher.model.parameters()),
-                   local(s[name] for s in run.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))]
+                   local(moments)]
 report["all"] = sum(p.numel() for p in run.student.parameters())
 first = next(run.student.parameters())
 first.grad = torch.zeros_like(first)
@@ -296,11 +282,13 @@ train.main(settings["endless"])
 
 @pytest.mark.slow
 def test_other_methods_refusals_and_a_killed_process(untied, tmp_path):
-    """Refusals end all processes with status 2 and one line, whoever found the fault; a dead process ends the job at once."""
+    """Refusals end all processes with status 2 and one line, whoever found the fault; a dead
+    process ends the job at once."""
     (tmp_path / "job.py").write_text(JOB)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
-    # Seed 1: with 0 one entry of the head has a gradient that is nothing but rounding, which AdamW makes 3e-5 of a weight.
+    # Seed 1: with 0 one entry of the head has a gradient that is nothing but rounding, which AdamW
+    # makes 3e-5 of a weight.
     kinds = {
         "frozen": ("--teacher", "frozen", "--seed", "1"),
         "grpo": ("--method", "grpo"),
@@ -384,7 +372,7 @@ def test_steps_in_which_nothing_can_be_learned_change_nothing_in_two_processes_e
     train.main(flags(tied, tmp_path / "one", *more))
     ran(2, *flags(tied, tmp_path / "two", *more))
     for out in ("one", "two"):
-        steps = [line for line in lines(tmp_path / out / "metrics.jsonl") if "loss" in line]
+        steps = [line for line in read_lines(tmp_path / out / "metrics.jsonl") if "loss" in line]
         assert [(m["loss"], m["grad_norm"], m["unweighted"], m["truncated"]) for m in steps] == [
             (0.0, None, 24, 24)
         ] * 2
@@ -413,8 +401,9 @@ if fault == "log" and rank == "0":
     train.append = full
 if fault == "disk":
     save = checkpoint.save
-    def full(run):                                                      # a limit on the size of files fails as a full disk does
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    def full(run):  # a limit on the size of files fails as a full disk does
+        limit = 5000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         save(run)
     checkpoint.save = full
 train.main(arguments)
@@ -455,7 +444,8 @@ def test_a_fault_of_one_process_ends_all_with_a_line_each_and_no_traceback(
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["two Ctrl-C", "torchrun killed"])
 def test_a_second_ctrl_c_ends_all_at_once_and_so_does_a_dead_torchrun(untied, tmp_path, how):
-    """A terminal sends Ctrl-C to all processes, torchrun passes it on, and answers the second with SIGTERM."""
+    """A terminal sends Ctrl-C to all processes, torchrun passes it on, and answers the second with
+    SIGTERM."""
     (tmp_path / "job.py").write_text(
         "import pathlib, sys, time, train\nstep = train.train_step\n"
         "def slow(run, n, *rest):\n"
@@ -517,9 +507,11 @@ def test_a_second_ctrl_c_ends_all_at_once_and_so_does_a_dead_torchrun(untied, tm
 
 @pytest.mark.slow
 def test_four_processes_and_resumes_between_one_two_and_four(tied, untied, tmp_path, monkeypatch):
-    """Four processes for three problems: one has none to sample and must still come to every meeting.
+    """Four processes for three problems: one has none to sample and must still come to every
+    meeting.
 
-    The single process does not share prompts here: what that rounds otherwise grows from step to step.
+    The single process does not share prompts here: what that rounds otherwise grows from step to
+    step.
     """
     monkeypatch.setattr(fast_scoring, "can_share", lambda model: False)
     for name, folder in (("tied", tied), ("untied", untied)):
@@ -542,7 +534,8 @@ def test_four_processes_and_resumes_between_one_two_and_four(tied, untied, tmp_p
 
 @pytest.mark.slow
 def test_bfloat16_shards_stay_float32(tied, tmp_path):
-    """Rounded are the weights that travel, not the masters: a step of 1e-6 would vanish in bfloat16."""
+    """Rounded are the weights that travel, not the masters: a step of 1e-6 would vanish in
+    bfloat16."""
     done = ran(
         2, *flags(tied, tmp_path / "out", "--dtype", "bfloat16", "--lr", "1e-6", "--steps", "1")
     )

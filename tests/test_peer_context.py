@@ -1,17 +1,16 @@
-"""Tests of peer_context.py: who is shown to the teacher of a rollout, in which slot, and what the teacher reads."""
+"""Tests of peer_context.py: who is shown to the teacher of a rollout, in which slot, and what the
+teacher reads."""
 
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-import peer_context  # noqa: E402
-from peer_context import (  # noqa: E402
+import peer_context
+from peer_context import (
     FAILURE,
     INSTRUCTION,
     Peers,
@@ -46,7 +45,8 @@ def control(kind, i, *, group=GROUP, correct=CORRECT, usable=None, texts=None, s
 
 
 def contrastive_in_step(i, *, usable=None, seed=0):
-    """(number of successes, number of failures) that contrastive shows to rollout i of GROUP and CORRECT."""
+    """(number of successes, number of failures) that contrastive shows to rollout i of GROUP and
+    CORRECT."""
     mates = [j for j in range(len(GROUP)) if GROUP[j] == GROUP[i]]
     usable = usable or [True] * len(GROUP)
     chosen = choose_peers(
@@ -168,7 +168,8 @@ def test_draw_is_a_function_of_seed_and_rollout():
 
 
 def test_most_rollouts_of_a_group_read_the_same_peers():
-    """Contexts of their own for each rollout cost the teacher twice the tokens: equal ones are read once."""
+    """Contexts of their own for each rollout cost the teacher twice the tokens: equal ones are read
+    once."""
     chosen = [choose_peers(MIXED, i, n_success=2, n_failure=1, seed=3) for i in range(8)]
     usual = max(chosen, key=chosen.count)
     shown = {*usual.successes, *usual.failures}
@@ -384,8 +385,10 @@ def test_long_peer_keeps_its_head_and_the_tail_with_the_answer(budget, expected)
 def test_file_works_alone_in_an_empty_folder(tmp_path):
     shutil.copy(peer_context.__file__, tmp_path)
     code = (
-        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; import peer_context as p;"
-        "q = p.choose_peers([True, False, True], 0, n_success=2, n_failure=1); print(q.successes, q.failures)"
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None;"
+        "import peer_context as p;"
+        "q = p.choose_peers([True, False, True], 0, n_success=2, n_failure=1);"
+        "print(q.successes, q.failures)"
     )
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"
     done = subprocess.run(

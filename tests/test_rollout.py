@@ -21,6 +21,7 @@ import torch
 import torch.nn.utils.prune
 import transformers
 from conftest import ROOT
+from tools import random_model
 
 import rollout
 from rollout import invert_cdf, keep_top_p, plan_batches, uniform_table
@@ -82,16 +83,9 @@ def generate(module):
 
 
 def tiny(kind="llama", dtype=torch.float64, spread=3.0, **changes):
-    """A random model whose distributions are far from uniform (`spread` scales the matrices)."""
     name, extra = KINDS[kind]
-    torch.manual_seed(0)
     config = getattr(transformers, name)(**{**COMMON, **extra, **changes})
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(spread)
-    return model.to(dtype).eval()
+    return random_model(config, dtype=dtype, spread=spread)
 
 
 def exact_dtype(kind):

@@ -1,4 +1,5 @@
-"""The made-up worlds: consistent with the real verifiers, honest in what the warm-up and the evaluation show."""
+"""The made-up worlds: consistent with the real verifiers, honest in what the warm-up and the
+evaluation show."""
 
 import random
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tools import run_train
 
 import peer_context
 import tiny
@@ -80,7 +82,8 @@ def test_any_text_survives_the_tokenizer_and_fixed_sentences_are_one_token(task)
 
 
 def test_warm_up_posterior_is_exact():
-    """Against the definition: rules under which every shown success is right and every shown failure is wrong."""
+    """Against the definition: rules under which every shown success is right and every shown
+    failure is wrong."""
     rng, seen = random.Random(1), set()
     for _ in range(400):
         _, (message,), completions, possible = tiny.warm_up_example("math", verifiers.verify, rng)
@@ -92,7 +95,7 @@ def test_warm_up_posterior_is_exact():
         wrong = {m for m in re.findall(r"repeated:\n\n(\w+) means (.*?)\. The", user)}
         told = [who for who, _ in right | wrong]
         mine = re.search(r"earlier attempt:\n\nThe final answer is wrong: (.*?)\n", user)
-        for rule, ok in zip(tiny.RULES["math"], possible):
+        for rule, ok in zip(tiny.RULES["math"], possible, strict=True):
             value = {
                 name: tiny.RULES["math"][name][1](int(a), int(b)) for name in tiny.RULES["math"]
             }
@@ -158,7 +161,8 @@ def test_the_warmed_up_student_is_cached_by_what_determines_it(tmp_path, monkeyp
         "tool", seed=0, instruction="Act.", verify=verifiers.verify, folder=tmp_path, progress=False
     )
     assert all(
-        torch.equal(a, b) for a, b in zip(made.state_dict().values(), read.state_dict().values())
+        torch.equal(a, b)
+        for a, b in zip(made.state_dict().values(), read.state_dict().values(), strict=True)
     )
     assert tokenizer.get_vocab() == again.get_vocab() and len(folders) == 1
     for change in (dict(seed=1), dict(instruction="Act now.")):
@@ -217,31 +221,19 @@ def test_a_cache_that_cannot_be_written_is_one_line_before_the_warm_up_or_after_
         tiny.build("math", folder=tmp_path / "file" / "runs", **arguments)
 
 
+def assert_learned(printed):
+    found = re.search(r"mean@8: ([\d.]+) at step 0, ([\d.]+) at step", printed)
+    before, after = map(float, found.groups())
+    assert after >= 0.6 and after - before >= 0.35
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("task", TASKS)
 def test_the_default_run_learns(task, seed, tmp_path):
-    """What the README promises of `python train.py --task ...`: held-out mean@8 rises by 0.35 and ends at 0.6 or more."""
-    script = Path(tiny.__file__).with_name("train.py")
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(script),
-            "--task",
-            task,
-            "--seed",
-            str(seed),
-            "--out",
-            str(tmp_path / "out"),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    before, after = map(
-        float, re.search(r"mean@8: ([\d.]+) at step 0, ([\d.]+) at step", done.stdout).groups()
-    )
-    assert after >= 0.6 and after - before >= 0.35
+    """What the README promises of `python train.py --task ...`: held-out mean@8 rises by 0.35 and
+    ends at 0.6 or more."""
+    assert_learned(run_train("--task", task, "--seed", seed, "--out", tmp_path / "out"))
 
 
 LEARN_TO_READ_TURNS = """
@@ -253,7 +245,8 @@ train.main(sys.argv[1:])
 
 @pytest.mark.slow
 def test_a_student_warmed_up_on_turns_learns_from_turns(tmp_path):
-    """The layout is a matter of what the student can read, not of the method: the same world, peers as turns."""
+    """The layout is a matter of what the student can read, not of the method: the same world, peers
+    as turns."""
     command = [
         sys.executable,
         "-c",
@@ -267,7 +260,4 @@ def test_a_student_warmed_up_on_turns_learns_from_turns(tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(tiny.__file__).parent)
     assert done.returncode == 0, done.stderr
-    before, after = map(
-        float, re.search(r"mean@8: ([\d.]+) at step 0, ([\d.]+) at step", done.stdout).groups()
-    )
-    assert after >= 0.6 and after - before >= 0.35
+    assert_learned(done.stdout)

@@ -1,108 +1,22 @@
-"""The command line, data loading, the loop and its files, on a tiny model with random weights in a folder of its own."""
+"""The command line, data loading, the loop and its files, on a tiny model with random weights in a
+folder of its own."""
 
 import http.server
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
+from tools import flags, read_lines, refused, replaced, run_train, steps_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import tiny
 import train
 import verifiers
 from runtime.data import read_problems, read_row
-
-ROOT = Path(train.__file__).resolve().parent
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with model/ (random weights), train.jsonl and eval.jsonl of the math world."""
-    folder = tmp_path_factory.mktemp("train")
-    tokenizer = tiny.build_tokenizer("math", verifiers.INSTRUCTIONS["math"], verifiers.verify)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-        )
-    )
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    for name, rows in zip(("train", "eval"), tiny.problems("math", seed=0)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:24]))
-    return folder
-
-
-def flags(folder, out, *more):
-    return [
-        "--task",
-        "math",
-        "--model",
-        str(folder / "model"),
-        "--data",
-        str(folder / "train.jsonl"),
-        "--eval-data",
-        str(folder / "eval.jsonl"),
-        "--steps",
-        "3",
-        "--problems",
-        "3",
-        "--rollouts",
-        "4",
-        "--max-new-tokens",
-        "12",
-        "--eval-every",
-        "2",
-        "--eval-problems",
-        "4",
-        "--eval-rollouts",
-        "2",
-        "--device",
-        "cpu",
-        "--lr",
-        "1e-3",
-        "--out",
-        str(out),
-        *more,
-    ]
-
-
-def steps_of(out):
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("seconds", None)
-    return lines
-
-
-def refused(capsys, arguments):
-    """Run the command line in this process; it must end with status 2 and one line, which is returned."""
-    with pytest.raises(SystemExit) as stop:
-        train.main(arguments)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1
-    return error
-
-
-def replaced(arguments, flag, value):
-    at = arguments.index(flag)
-    return arguments[: at + 1] + [str(value)] + arguments[at + 2 :]
-
 
 # --- bad input ---
 
@@ -330,19 +244,15 @@ def test_the_tiny_tool_world_shows_no_feedback_for_it_is_the_same_for_every_wron
 # --- the loop ---
 
 METRICS = (
-    "step loss success groups_mixed groups_all_right groups_all_wrong truncated unweighted lone_success completion_tokens "
-    "mean_completion_length sampler_gap grad_norm lr seconds"
+    "step loss success groups_mixed groups_all_right groups_all_wrong truncated unweighted "
+    "lone_success completion_tokens mean_completion_length sampler_gap grad_norm lr seconds"
 ).split()
 
 
 def test_a_run_writes_metrics_samples_settings_and_an_ordinary_checkpoint(folder, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *flags(folder, tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "held-out mean@2" in done.stdout and str(tmp_path / "out") in done.stdout
-    lines = [
-        json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
-    ]
+    printed = run_train(*flags(folder, tmp_path / "out"), cwd=tmp_path)
+    assert "held-out mean@2" in printed and str(tmp_path / "out") in printed
+    lines = read_lines(tmp_path / "out" / "metrics.jsonl")
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3]
     assert all(name in line for line in steps for name in METRICS)
@@ -364,9 +274,7 @@ def test_a_run_writes_metrics_samples_settings_and_an_ordinary_checkpoint(folder
         "oom_retries",
     }
     assert all(set(line) == names for line in lines if "eval_k" in line)
-    samples = [
-        json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
-    ]
+    samples = read_lines(tmp_path / "out" / "samples.jsonl")
     assert {line["step"] for line in samples} == {1, 2, 3} and all(
         len(line["attempts"]) == 4 for line in samples
     )
@@ -384,7 +292,8 @@ def test_two_runs_of_the_same_settings_are_equal_and_another_seed_is_not(folder,
 
 
 def test_a_resumed_run_is_the_run_that_never_stopped(folder, tmp_path):
-    """The teacher and the optimizer must be in the checkpoint, and the data must go on where it was."""
+    """The teacher and the optimizer must be in the checkpoint, and the data must go on where it
+    was."""
     train.main(flags(folder, tmp_path / "whole", "--steps", "4", "--ema-rate", "0.5"))
     train.main(flags(folder, tmp_path / "parts", "--steps", "2", "--ema-rate", "0.5"))
     with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
@@ -406,7 +315,7 @@ def test_a_run_on_a_gpu_agrees_with_the_cpu_and_can_go_on_there(folder, tmp_path
     train.main(
         replaced(flags(folder, tmp_path / "float32"), "--device", "cuda") + ["--dtype", "float32"]
     )
-    for a, b in zip(steps_of(tmp_path / "cpu"), steps_of(tmp_path / "float32")):
+    for a, b in zip(steps_of(tmp_path / "cpu"), steps_of(tmp_path / "float32"), strict=True):
         assert a.keys() == b.keys() and a.get("completion_tokens") == b.get("completion_tokens")
         assert (
             a.get("loss") == pytest.approx(b.get("loss"), rel=1e-3)
@@ -520,7 +429,8 @@ def test_opd_with_a_teacher_of_another_size(folder, tmp_path, capsys):
 
 
 def test_a_step_without_anything_to_learn_changes_nothing_and_is_counted(folder, tmp_path):
-    """All groups wrong: GRPO has no advantage. AdamW's weight decay must not move the student either."""
+    """All groups wrong: GRPO has no advantage. AdamW's weight decay must not move the student
+    either."""
     train.main(
         flags(
             folder,
@@ -623,13 +533,7 @@ def test_model_and_data_come_from_the_hub(folder, tmp_path):
             "HF_HUB_OFFLINE": "0",
             "NO_PROXY": "127.0.0.1",
         }
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *arguments],
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
-        assert done.returncode == 0, done.stderr
+        run_train(*arguments, env=environment)
         assert (tmp_path / "out" / "step-000001" / "model" / "config.json").is_file()
     finally:
         server.shutdown()
