@@ -856,6 +856,17 @@ def test_each_collapse_warns_once_and_not_again_after_a_resume(n):
     assert [line for m in history(*[{}] * 20) for line in look(m)] == []
 
 
+def test_completions_that_shrink_are_warned_of_like_those_that_run_away():
+    """A teacher that reads a solution needs fewer words, and its student gives up thinking.
+
+    RUCBM/G-OPD#10.
+    """
+    look = report.monitor()
+    steps = history(*[{}] * 10, *[dict(length_p95=2)] * 10)
+    [line] = [line for m in steps for line in look(m)]
+    assert ": length_p95 2, at the start 12: completions run away or shrink" in line
+
+
 # The first steps of benchmarks/real_model.py with SmolLM2-135M-Instruct (seed 100, lr 3e-5):
 # success and stop_gap.
 REAL_STARTS = {

@@ -73,6 +73,17 @@ def test_the_layouts_are_shown_as_they_are_written():
     assert turns == peer_context.readable(peer_context.teacher_turns(problem, **attempts)) + "\n"
 
 
+def test_every_row_of_the_known_faults_names_a_test_that_exists():
+    """A renamed or deleted test would leave a fault that nothing catches."""
+    text = (ROOT / "docs" / "known_faults.md").read_text("utf-8")
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")]
+    faults = [row for row in rows if row[1].strip() not in ("Fault", "---")]
+    assert len(faults) > 60 and all(len(row) == 6 and "`test_" in row[4] for row in faults)
+    for file, name in set(re.findall(r"(test_\w+\.py)::(\w+)", text)):
+        source = (ROOT / "tests" / file).read_text("utf-8")
+        assert f"\ndef {name}(" in source, f"{file}::{name}"
+
+
 def test_the_page_on_metrics_lists_every_column():
     rollout = Rollout([1], [2], [-1.0], True)
     attempt = Attempt(

@@ -623,6 +623,17 @@ def test_nothing_larger_than_a_chunk_of_logits_is_ever_alive(
     assert naive.largest >= n * v * 4  # the measurement does see what it should
 
 
+def test_a_bfloat16_head_is_never_copied_to_float32(distill_loss):
+    """Per chunk such copies took gigabytes and most of the time: huggingface/trl#6863."""
+    d, v = 64, 500
+    args, _ = problem(n=8, d=d, v=v, dtype=torch.bfloat16)
+    args = {k: x.requires_grad_(k.startswith("student")) for k, x in args.items()}
+    with LiveTensors(*args.values()) as memory:
+        distill_loss(**args, chunk_size=2).loss.backward()
+    gradient, chunk = v * d * 4, 2 * v * 4
+    assert memory.largest == gradient and memory.peak < 1.5 * gradient + 8 * chunk
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @EVERY
 @pytest.mark.parametrize("top_k", [None, 7])

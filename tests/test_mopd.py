@@ -654,7 +654,7 @@ def test_turns_layout_gives_each_peer_an_exchange_of_its_own_and_ends_with_the_p
         ]
         said = [
             part
-            for verdict, text in zip(verdicts, shown, strict=True)
+            for verdict, text in zip(verdicts[:-1], shown, strict=True)
             for part in (verdict + asked, text)
         ]
         last = (
@@ -1126,7 +1126,7 @@ def test_grpo_normaliser_counts_the_tokens_of_groups_without_a_signal_too():
     by_hand = (
         sum(
             advantage * cost if a.success else -advantage * cost
-            for a, cost in zip(attempts, costs, strict=True)
+            for a, cost in zip(attempts[:4], costs, strict=True)
         )
         / every
     )

@@ -65,7 +65,9 @@ KINDS = {
         | dict(mamba_chunk_size=4),
     ),
 }
-PROMPTS = [[random.Random(n).randrange(2, V) for _ in range(n)] for n in (5, 14, 3, 9, 9)]
+DRAW = random.Random(0)
+# Tokens that differ: in a prompt of one repeated token nothing shows on which side the padding is.
+PROMPTS = [[DRAW.randrange(2, V) for _ in range(n)] for n in (5, 14, 3, 9, 9)]
 PACKS = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 needs_packing = pytest.mark.skipif(not PACKS, reason="this build of torch lacks MKL or oneDNN")
