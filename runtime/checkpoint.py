@@ -101,8 +101,7 @@ class Stop:
 
     The signal's number is kept in `stop.signal`: no update or file is left half done. Inside
     `with stop.abandonable():` the signal raises Abandoned at once; with several ranks Abandoned is
-    raised only when all of them enter that block. A second Ctrl-C kills the process immediately,
-    even inside a matmul (torchrun turns it into a SIGTERM). Further signals change nothing.
+    raised only when all of them enter that block. A second Ctrl-C kills the process at once.
     """
 
     def __init__(self):
@@ -125,24 +124,15 @@ class Stop:
 
     def ask(self, number, frame):
         if self.signal:
-            if (self.signal, number) == (signal.SIGINT, signal.SIGTERM) and parallel.world() > 1:
-                # torchrun sends SIGTERM at the second Ctrl-C
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
             return
-        self.signal = number
-        # One Ctrl-C reaches a rank twice, from the terminal and from torchrun: with several ranks
-        # the second SIGINT must not kill.
-        if signal.SIGINT in self.before and parallel.world() == 1:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-        how = (
-            "saving, then stopping (Ctrl-C: at once)"
-            if parallel.world() == 1
-            else "stopping after this step"
-        )
-        with contextlib.suppress(OSError):  # the terminal may be closed
-            if parallel.is_main():
-                os.write(2, f"\n{signal.Signals(number).name}: {how}\n".encode())
+        self.signal, alone = number, parallel.world() == 1
+        # The default action kills even inside a matmul. torchrun passes the first Ctrl-C on to
+        # ranks that have it from the terminal already, and turns the second into a SIGTERM.
+        if alone or number == signal.SIGINT:
+            signal.signal(signal.SIGINT if alone else signal.SIGTERM, signal.SIG_DFL)
+        if parallel.is_main():
+            with contextlib.suppress(OSError):  # the terminal may be closed
+                os.write(2, f"\n{signal.Signals(number).name}: saving, then stopping\n".encode())
         if self.may_raise:
             raise Abandoned
 
@@ -168,10 +158,9 @@ class Stop:
 def run_to_its_end(run, loop, stopped) -> int:
     """Run loop(run, stop) and return the exit status: 0, 1 after a fault, 128 + a signal's number.
 
-    Where it did not end by itself, one line says why and how to resume; after a signal
-    stopped(run) is called before that.
+    Where it did not end by itself, one line says why; after a signal stopped(run) is called before.
     """
-    to_go_on = f"to go on: the same command with --out {run.out} --resume"
+    to_go_on = f"--resume goes on in {run.out}"
     with Stop() as stop:
         try:
             try:

@@ -362,12 +362,15 @@ def is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def derived(metrics) -> dict:
-    """The numbers among a step's metrics, and the shares that follow from its counts.
+def derived(record) -> dict:
+    """The numbers of a line of metrics.jsonl, and those that follow from it.
 
-    A share is left out where a metric that it needs is missing.
+    A step's seconds by phase and the shares of its counts, an evaluation's 95 % interval over
+    problems. What needs a number that is missing is left out.
     """
-    m = {name: value for name, value in metrics.items() if is_number(value)}
+    m = {name: value for name, value in record.items() if is_number(value)}
+    if isinstance(record.get("seconds"), dict):
+        m |= {phase: value for phase, value in record["seconds"].items() if is_number(value)}
     groups = sum(m.get(f"groups_{kind}", 0) for kind in ("mixed", "all_right", "all_wrong"))
     rollouts = m.get("completion_tokens", 0) / (m.get("mean_completion_length") or 1)
     parts = [
@@ -377,10 +380,16 @@ def derived(metrics) -> dict:
         ("truncated_share", "truncated", rollouts),
         ("leak_share", "leaks", rollouts),
         ("unweighted_share", "unweighted", rollouts),
-        ("lone_share", "lone_success", rollouts),
     ]
     m |= {share: m[name] / of for share, name, of in parts if name in m and of}
-    return m | ({"group_pass": 1 - m["all_wrong_share"]} if "all_wrong_share" in m else {})
+    if "all_wrong_share" in m:
+        m["group_pass"] = 1 - m["all_wrong_share"]
+    right = record.get("eval_right")
+    right = list(filter(is_number, right.values())) if isinstance(right, dict) else []
+    if len(right) > 1 and m.get("eval_k") and "eval_mean_at_k" in m:
+        reach = 1.96 * float(numpy.std(right, ddof=1)) / m["eval_k"] / len(right) ** 0.5
+        m["eval_low"], m["eval_high"] = m["eval_mean_at_k"] - reach, m["eval_mean_at_k"] + reach
+    return m
 
 
 def monitor(past=()):
@@ -773,31 +782,33 @@ def peers_of(context: dict) -> str:
 # --- the page ---
 
 CHARTS = (  # title, {label: metric}
-    ("Training success", {"mean@k": "success", "pass@k": "group_pass"}),
-    ("Held-out success", {"mean@k": "eval_mean_at_k", "pass@k": "eval_pass_at_k"}),
     (
-        "Groups, share",
-        {"mixed": "mixed_share", "all right": "all_right_share", "all wrong": "all_wrong_share"},
+        "Held-out success",
+        {
+            "mean@k": "eval_mean_at_k",
+            "pass@k": "eval_pass_at_k",
+            "95 % from": "eval_low",
+            "to": "eval_high",
+        },
     ),
-    ("Loss (a teacher's is a divergence: it need not fall)", {"loss": "loss"}),
-    ("Teacher - student log-probability of sampled tokens", {"gap": "teacher_gap"}),
-    ("Distinct per group", {"answers": "distinct_answers", "texts": "distinct_texts"}),
-    ("Entropy at the sampled tokens, nats", {"-log p of the sampler": "sampled_entropy"}),
+    ("Training success", {"mean@k": "success", "pass@k": "group_pass"}),
+    (
+        "Loss (a divergence need not fall), log teacher - log student",
+        {"loss": "loss", "gap": "teacher_gap"},
+    ),
     (
         "Completion length, tokens",
         {"mean": "mean_completion_length", "95 %": "length_p95", "longest": "length_max"},
     ),
     (
-        "Rollouts, share",
+        "Share of the groups, of the rollouts",
         {
+            "mixed": "mixed_share",
+            "all right": "all_right_share",
+            "all wrong": "all_wrong_share",
             "truncated": "truncated_share",
-            "nothing to learn from": "unweighted_share",
-            "only success of its group": "lone_share",
-            "leak phrases": "leak_share",
         },
     ),
-    ("|log p trainer - log p sampler|", {"gap": "sampler_gap"}),
-    ("Gradient norm, before clipping", {"norm": "grad_norm"}),
     (
         "Seconds per step",
         {name: name for name in ("rollout", "verify", "teacher", "student", "view")},
@@ -976,19 +987,18 @@ class Record:
 
     name: str
     config: dict
-    records: list[dict]  # of metrics.jsonl
-    steps: list[dict]  # the training steps among them, see `derived`
-    seconds: list[dict]  # {phase: seconds, "step": step} of each
+    records: list[dict]  # of metrics.jsonl, see `derived`
+    steps: list[dict]  # the training steps among them
     warnings: list[str]
     views: list[dict]
 
 
 def read_run(folder: Path) -> Record:
-    records, warnings_in = read_records(folder / "metrics.jsonl"), monitor()
+    records, warnings_in = list(map(derived, read_records(folder / "metrics.jsonl"))), monitor()
     config = {}
     with contextlib.suppress(OSError, ValueError, TypeError):
         config = dict(json.loads((folder / "config.json").read_text("utf-8")))
-    steps = [derived(r) for r in records if is_number(r.get("loss"))]
+    steps = [r for r in records if "loss" in r]
     for m in steps:
         # a step without scored tokens has loss 0, which would look like a small divergence
         if m.get("scored_tokens") == 0:
@@ -998,7 +1008,6 @@ def read_run(folder: Path) -> Record:
         config,
         records,
         steps,
-        [r["seconds"] | {"step": r["step"]} for r in records if isinstance(r.get("seconds"), dict)],
         [line for m in steps for line in warnings_in(m)],
         read_views(folder),
     )
@@ -1012,17 +1021,14 @@ def figure(runs, title, metrics) -> str:
     lines = []
     for n, run in enumerate(runs):
         for j, (label, metric) in enumerate(metrics.items()):
-            source = run.records if metric.startswith("eval") else run.steps
-            if title.startswith("Seconds"):
-                source = run.seconds
             colour, dash = (n, j) if len(runs) > 1 else (j, 0)
-            lines.append((label, colour, dash, curve(source, metric)))
+            lines.append((label, colour, dash, curve(run.records, metric)))
     return chart(title, lines)
 
 
 def run_summary(n, run) -> str:
     """Settings, held-out success before and after, and the warnings of the n-th run."""
-    held = [r for r in run.records if is_number(r.get("eval_mean_at_k"))]
+    held = [r for r in run.records if "eval_mean_at_k" in r]
     ends = "no evaluation recorded"
     if held:
         ends = (

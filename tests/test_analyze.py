@@ -690,7 +690,7 @@ def test_several_runs_are_overlaid_in_one_page(run, tmp_path):
     text = (tmp_path / "other" / "report.html").read_text("utf-8")
     (held,) = [x for x in text.split("<figure>") if x.startswith("<figcaption>Held-out")]
     assert (
-        held.count("<polyline") == 2 + 2 * 2 and held.count("mean@k") == 1
+        held.count("<polyline") == 4 + 2 * 4 and held.count("mean@k") == 1
     )  # a key for each quantity, two runs
     assert len(Page(text).scripts) == 2 and "<b>other</b>" in text and "<b>out</b>" in text
 
@@ -717,6 +717,17 @@ def test_a_step_without_anything_to_learn_has_no_loss_to_plot(tmp_path):
     write_lines(tmp_path / "metrics.jsonl", rows)
     found = report.read_run(tmp_path)
     assert report.curve(found.steps, "loss") == [(1, 0.5), (3, 0.5)] and len(found.steps) == 3
+
+
+def test_an_evaluation_has_an_interval_over_its_problems_and_a_step_its_seconds():
+    """By hand: shares 1 and 0, deviation sqrt(1/2), error 1/2 over two problems."""
+    record = {"step": 0, "eval_mean_at_k": 0.5, "eval_k": 4, "eval_right": {"3": 4, "8": 0}}
+    found = report.derived(record)
+    assert math.isclose(found["eval_low"], 0.5 - 0.98) and math.isclose(found["eval_high"], 1.48)
+    for odd in ({"3": 4}, {"3": 4, "8": "none"}, [4, 0], None):
+        assert "eval_low" not in report.derived(record | {"eval_right": odd})
+    found = report.derived({"step": 1, "seconds": {"rollout": 0.5, "view": None}})
+    assert found == {"step": 1, "rollout": 0.5}
 
 
 def test_ticks_are_round_and_curves_keep_means_of_neighbours():

@@ -228,9 +228,7 @@ def test_a_signal_saves_says_how_to_resume_and_changes_nothing(
     assert server.wait() == 128 + number
     log = server.log.read_text()
     assert (
-        "Traceback" not in log
-        and f"to go on: the same command with --out {tmp_path / 'out'} --resume"
-        in log.splitlines()[-1]
+        "Traceback" not in log and f"--resume goes on in {tmp_path / 'out'}" in log.splitlines()[-1]
     )
     path = tmp_path / "out" / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""  # in the evaluation before the first step
@@ -265,9 +263,7 @@ def test_the_command_line_ends_by_a_signal_with_the_usual_status(folder, tmp_pat
     run.terminate()
     output, errors = run.communicate()
     assert run.returncode == 143 and "Traceback" not in errors
-    assert output.splitlines()[-1].endswith(
-        f"to go on: the same command with --out {tmp_path / 'out'} --resume"
-    )
+    assert output.splitlines()[-1].endswith(f"--resume goes on in {tmp_path / 'out'}")
     assert checkpoint.damage(checkpoint.saved(tmp_path / "out")[-1]) == ""
     assert (
         "so far: " in output.splitlines()[-2]
@@ -655,7 +651,7 @@ def test_a_loss_or_gradient_that_is_not_finite_is_never_trained_on(
     )
     assert (
         "failed-step-2.jsonl" in error
-        and "to go on" not in error
+        and "--resume" not in error
         and "a resume would come here again" in error
     )
     dumped = [
