@@ -2,7 +2,7 @@
 
     python analyze.py signal --task math        # do the teacher's scores agree with the verdicts?
     python analyze.py preflight --task math     # will training help this model on these problems?
-    python analyze.py report OUT [OUT2 ...]     # OUT/report.html: curves and coloured tokens
+    python analyze.py report OUT [OUT2 ...]     # curves and coloured tokens, the path is printed
     python analyze.py show OUT --step 30        # one group of these tokens in the terminal
 
 signal and preflight take every flag of train.py but --out and --resume; --out FILE writes their
@@ -549,10 +549,12 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """(options of this file, flags left for train.py); an error exits with status 2."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    page = commands.add_parser("report", help="write OUT/report.html", allow_abbrev=False)
-    page.add_argument(
-        "folders", nargs="+", metavar="OUT", help="run folders; the page goes into the first"
+    page = commands.add_parser(
+        "report",
+        help="write OUT/report.html, of several runs OUT/comparison.html",
+        allow_abbrev=False,
     )
+    page.add_argument("folders", nargs="+", metavar="OUT", help="run folders")
     group = commands.add_parser(
         "show", help="one group of coloured tokens in the terminal", allow_abbrev=False
     )

@@ -346,37 +346,67 @@ def checksum_of_rows(problems) -> str | None:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest() if rows else None
 
 
-def checksum_of_model(model, tokenizer, *, weights=True) -> str:
-    """sha256 of configuration, stop ids, tokenizer, chat template and, with `weights`, of weights.
+def checksum_of(value, *blocks: bytes) -> str:
+    """sha256 of a value of JSON and of bytes."""
+    sha = hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode())
+    for block in blocks:
+        sha.update(block)
+    return sha.hexdigest()
 
-    Of each weight up to 4,096 evenly spaced numbers are hashed: enough to notice another model on
-    resume, not a flipped bit.
+
+# no part of what a model is: the version that wrote its configuration, the type that was asked for;
+# and the checksum of everything, in which new defaults show
+PASSING = ("transformers_version", "dtype", "torch_dtype", "checksum")
+
+
+def describe_model(model, tokenizer, *, weights=True) -> dict:
+    """What `differences` compares on resume: the configuration, and sha256 of the other parts.
+
+    With `weights` of the weights, too: of each up to 4,096 evenly spaced numbers are hashed, enough
+    to notice another model, not a flipped bit. "checksum" is that of all parts; older checkpoints
+    have nothing else.
     """
-    passing = ("transformers_version", "dtype", "torch_dtype")
-    config = {
-        name: value
-        for name, value in model.config.to_dict().items()
-        if name not in passing and name[0] != "_"
-    }
-    words = tokenizer.get_vocab()
+    words, numbers = tokenizer.get_vocab(), []
     # merges and normalisers as well as words; truncation and padding change when it is used
     if tokenizer.is_fast:
         words = json.loads(tokenizer.backend_tokenizer.to_str()) | {
             "truncation": None,
             "padding": None,
         }
-    parts = [
-        config,
-        model.generation_config.eos_token_id if model.generation_config else None,
-        words,
-        tokenizer.all_special_ids,
-        tokenizer.chat_template,
-    ]
-    sha = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
+    parts = {
+        "config": {
+            name: value
+            for name, value in model.config.to_dict().items()
+            if name not in PASSING and name[0] != "_"
+        },
+        "stop ids": model.generation_config.eos_token_id if model.generation_config else None,
+        "tokenizer": words,
+        "special tokens": tokenizer.all_special_ids,
+        "chat template": tokenizer.chat_template,
+    }
     for name, weight in model.state_dict().items() if weights else ():
         values = weight.flatten()[:: weight.numel() // 4096 + 1].float().cpu().numpy()
-        sha.update(f"{name} {tuple(weight.shape)}".encode() + values.tobytes())
-    return sha.hexdigest()
+        numbers += [f"{name} {tuple(weight.shape)}".encode(), values.tobytes()]
+    described = {name: checksum_of(part) for name, part in parts.items()}
+    described["config"] = json.loads(json.dumps(parts["config"], default=str))
+    described["checksum"] = checksum_of(list(parts.values()), *numbers)
+    return described | ({"weights": checksum_of(None, *numbers)} if weights else {})
+
+
+def differences(then, now) -> list[str]:
+    """Where two values of JSON differ, as dotted names; [""] for values that are not two objects.
+
+    What only one of two objects holds is no difference: versions of transformers add settings with
+    defaults and drop others.
+    """
+    if not (isinstance(then, dict) and isinstance(now, dict)):
+        return [] if then == now else [""]
+    return [
+        f"{name}.{inner}".rstrip(".")
+        for name in then
+        if name in now and name not in PASSING and name[0] != "_"
+        for inner in differences(then[name], now[name])
+    ]
 
 
 def newest_whole(out: Path) -> Path | None:
@@ -402,8 +432,8 @@ def newest_whole(out: Path) -> Path | None:
 def load(run, may_change) -> None:
     """Restore `run` from its newest whole checkpoint; `run.done` stays 0 where there is none.
 
-    Raises ValueError where a setting that is not in `may_change` differs from the checkpoint's, or
-    the content of the data files, of the external teacher, or of --model (apart from its weights).
+    Raises ValueError where a setting that is not in `may_change` differs from the checkpoint's.
+    Data files, --model (apart from its weights) and an external teacher are compared by content.
     """
     newest, stored = parallel.by_main(lambda: newest_of(run, may_change))
     if newest is None:
@@ -443,16 +473,27 @@ def newest_of(run, may_change):
         # What `auto` has settled, and what an old default was, is taken from the checkpoint.
         open_still = (("layout", "auto"), ("no_feedback", False))
         settled = (old or run.settings.layout == "auto") and (name, now) in open_still
-        if name not in may_change and now != value and not settled:
+        by_content = name in stored["inputs"] and name in run.inputs
+        if name not in may_change and now != value and not settled and not by_content:
             raise ValueError(
                 f"{option} is {now} now and was {value} in {newest}: resume with the same settings"
             )
-        if name in stored["inputs"] and now == value and run.inputs[name] != stored["inputs"][name]:
-            raise ValueError(
-                f"{option} {now}: its content is not what {newest} was made with: "
-                "put it back, or start a new run"
-            )
+        # of what may change only a file that kept its name must have kept its content
+        if by_content and (name not in may_change or now == value):
+            _compare_content(f"{option} {now}", newest, stored["inputs"][name], run.inputs[name])
     return newest, stored
+
+
+def _compare_content(what, newest, then, now):
+    """Raises ValueError where the content of data or of a model is not what was recorded."""
+    if isinstance(then, str) and isinstance(now, dict):  # older checkpoints: see describe_model
+        now = now["checksum"]
+    if found := differences(then, now):
+        where = f" ({', '.join(found)})" if found != [""] else ""
+        raise ValueError(
+            f"{what}: its content is not what {newest} was made with{where}: "
+            "put it back, or start a new run"
+        )
 
 
 # --- files ---

@@ -5,7 +5,7 @@ The token view shows every token of some rollouts, coloured by the log-ratio
     log teacher(y_t | problem, peers, y_<t) - log student(y_t | problem, y_<t)
 
 with the peers that training would choose, for each kind of context. `token_view` computes it,
-`write_report` puts it and the curves of one or more runs into report.html, `show` prints it in the
+`write_report` puts it and the curves of one or more runs into one page, `show` prints it in the
 terminal. Needs a run's metrics.jsonl and tokens.jsonl, mopd.py and loss.py; knows nothing of data
 files, optimizers or checkpoints.
 
@@ -910,9 +910,10 @@ def chart(title: str, lines) -> str:
 
 
 def write_report(folders) -> Path:
-    """Write report.html into the first of the run folders; returns its path.
+    """Write report.html of one run; of several comparison.html, in the first's folder.
 
-    It has the curves of all runs, and the token view of as many steps as fit into PAGE_BYTES.
+    Returns its path. It has the curves of all runs, and the token view of as many steps as fit into
+    PAGE_BYTES.
     Broken and unfinished runs can be shown. Raises ValueError for a folder that is missing, and
     where no folder has any record.
     """
@@ -963,7 +964,7 @@ def write_report(folders) -> Path:
     page = re.sub(
         "%(TITLE|NOTE|RUNS|CHARTS|DATA)%", lambda mark: parts[mark[1]], TEMPLATE.read_text("utf-8")
     )
-    path = folders[0] / "report.html"
+    path = folders[0] / ("report.html" if len(folders) == 1 else "comparison.html")
     path.write_text(page, "utf-8", errors="replace")
     return path
 

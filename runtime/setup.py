@@ -37,7 +37,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     train: list[mopd.Problem]
     held_out: list[mopd.Problem]
-    inputs: dict  # checksums of data and models
+    inputs: dict  # checksums of data, descriptions of models
     autocast: object
     done: int = 0  # steps taken
     saved: int = 0  # steps in the last checkpoint
@@ -47,7 +47,7 @@ class Run:
 
 
 def load(settings):
-    """(student, tokenizer, teacher, training problems, held-out problems, checksums).
+    """(student, tokenizer, teacher, training problems, held-out problems, inputs).
 
     Raises ValueError or OSError for data and models that cannot be used.
     """
@@ -75,7 +75,7 @@ def load(settings):
     inputs = {
         "data": checkpoint.checksum_of_rows(train),
         "eval_data": checkpoint.checksum_of_rows(held_out),
-        "model": checkpoint.checksum_of_model(student, tokenizer, weights=False),
+        "model": checkpoint.describe_model(student, tokenizer, weights=False),
     }
     if bad_rows:
         inputs["bad_rows"] = bad_rows
@@ -90,7 +90,7 @@ def load(settings):
         )
     if s.teaches and s.teacher not in mopd.COPIES:
         external = load_model(s.teacher)
-        inputs["teacher"] = checkpoint.checksum_of_model(*external)
+        inputs["teacher"] = checkpoint.describe_model(*external)
         external[0].to(getattr(torch, s.dtype))  # not trained: no float32 master weights
     if s.gradient_checkpointing:
         models.recompute_activations(student)

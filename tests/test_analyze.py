@@ -686,8 +686,11 @@ def test_a_broken_or_half_written_run_gives_what_there_is(run, tmp_path, capsys)
 def test_several_runs_are_overlaid_in_one_page(run, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
-    report.write_report([tmp_path / "other", run])
-    text = (tmp_path / "other" / "report.html").read_text("utf-8")
+    own = report.write_report([tmp_path / "other"])
+    before = own.read_bytes()
+    path = report.write_report([tmp_path / "other", run])
+    assert path != own == tmp_path / "other" / "report.html" and own.read_bytes() == before
+    text = path.read_text("utf-8")
     (held,) = [x for x in text.split("<figure>") if x.startswith("<figcaption>Held-out")]
     assert (
         held.count("<polyline") == 4 + 2 * 4 and held.count("mean@k") == 1

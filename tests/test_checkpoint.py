@@ -405,17 +405,22 @@ def test_data_that_changed_since_the_checkpoint_is_refused(folder, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    "file, old, new",
+    "file, old, new, named",
     [
-        ("chat_template.jinja", "m['content']", "m['content'].upper()"),
-        ("tokenizer.json", '"normalizer": null', '"normalizer": {"type": "Lowercase"}'),
-        ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-02'),
-        ("model.safetensors", None, None),
+        ("chat_template.jinja", "m['content']", "m['content'].upper()", "chat template"),
+        (
+            "tokenizer.json",
+            '"normalizer": null',
+            '"normalizer": {"type": "Lowercase"}',
+            "tokenizer",
+        ),
+        ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-02', "config.rms_norm_eps"),
+        ("model.safetensors", None, None, "weights"),
     ],
 )
 @pytest.mark.parametrize("whose", ["--model", "--teacher"])
 def test_another_model_in_the_same_folder_is_refused(
-    folder, tmp_path, capsys, whose, file, old, new
+    folder, tmp_path, capsys, whose, file, old, new, named
 ):
     """A Hub model whose main branch moved on. The student's own weights are the checkpoint's,
     whatever --model holds now."""
@@ -449,6 +454,7 @@ def test_another_model_in_the_same_folder_is_refused(
     assert (
         f"{whose} {other}: its content is not what" in line and len(steps_of(tmp_path / "out")) == 5
     )
+    assert f"({named}): put it back" in line
 
 
 def test_another_evaluation_file_and_other_sizes_are_no_other_mathematics(folder, tmp_path, capsys):
