@@ -1,4 +1,4 @@
-"""Math verifier: equality of value over a table, the gold answers of real data, extraction, bounds, feedback."""
+"""Math verifier: equality over a table, golds of real data, extraction, bounds, feedback."""
 
 import random
 import time
