@@ -14,7 +14,7 @@ import rollout
 from runtime import parallel
 from runtime.fast_loss import distill_loss, nll_loss
 from runtime.models import backbone
-from runtime.prefix_tree import shared_hidden_states, tree_tokens
+from runtime.prefix_tree import shared_hidden_states, tree_size
 
 COPIES = 4
 LEAST = 0.2  # share of the tokens that must be saved: reading in several passes costs more
@@ -22,11 +22,17 @@ LEAST = 0.2  # share of the tokens that must be saved: reading in several passes
 
 def hidden_states(model, prompts, completions) -> torch.Tensor:
     """`mopd.hidden_states`; the beginnings that prompts share are read once, where that pays."""
-    alone = sum(map(len, prompts))
-    saved = alone - tree_tokens(prompts) if shares(model) else 0
-    if saved > LEAST * (alone + sum(map(len, completions))):
+    if shares(model) and shared_size(prompts, completions):
         return shared_hidden_states(model, prompts, completions)
     return mopd.hidden_states(model, prompts, completions)
+
+
+def shared_size(prompts, completions) -> int | None:
+    """Tokens, with padding, that are read if prompts are shared; None where that does not pay."""
+    alone, (read, padded) = sum(map(len, prompts)), tree_size(prompts)
+    if alone - read <= LEAST * (alone + sum(map(len, completions))):
+        return None
+    return padded + len(completions) * max(map(len, completions))
 
 
 def shares(model) -> bool:
@@ -55,8 +61,8 @@ def can_share(model) -> bool:
 def microbatches(attempts, budget: int, prompt=mopd.longer_prompt, model=None) -> list[list]:
     """`mopd.microbatches`; where prompts are shared, whole groups, and a shared token counts once.
 
-    Every completion gets a copy of its prompt's keys and values, which are small beside what a
-    token that is read takes: they may be COPIES times as many.
+    Every completion gets a copy of its prompt's keys and values. A token's are small beside what
+    reading it takes, so with the copies there may be COPIES times as many as the budget.
     """
     if not shares(model):
         return mopd.microbatches(attempts, budget, prompt)
@@ -82,11 +88,10 @@ def longest(batch, prompt) -> int:
 
 
 def fits(batch, budget: int, prompt) -> bool:
-    completions = len(batch) * max(len(a.rollout.ids) for a in batch)  # with padding
-    return (
-        tree_tokens(map(prompt, batch)) + completions <= budget
-        and len(batch) * longest(batch, prompt) <= COPIES * budget
-    )
+    """Whether a batch stays within the budget in the way in which `hidden_states` will read it."""
+    whole = len(batch) * longest(batch, prompt)
+    size = shared_size([prompt(a) for a in batch], [a.rollout.ids for a in batch])
+    return whole <= budget if size is None else size <= budget and whole <= COPIES * budget
 
 
 # What train.py hands to mopd.backward unless --plain is given.

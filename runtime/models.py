@@ -140,6 +140,8 @@ def load_model(name: str):
     """
     if name.startswith(("/", ".", "~")) and not Path(name).expanduser().is_dir():
         raise ValueError(f"no such model folder: {name}")
+    if name.startswith("~"):  # from_pretrained would take it for a Hub id
+        name = str(Path(name).expanduser())
     if Path(name).is_dir():
         refuse_folder(Path(name))
     try:
@@ -321,7 +323,8 @@ def check_model(
     if max(LENGTHS) < window + 3 <= room:
         # A GPU reads thousands of tokens in the time of one; beyond that its memory is at stake.
         on_cpu = model.device.type == "cpu"
-        if took * window / sum(LENGTHS) > seconds if on_cpu else window > LONG_WINDOW:
+        slow = took * window / sum(LENGTHS) > seconds if on_cpu else window > LONG_WINDOW
+        if parallel.agree(slow):  # by the slowest rank's clock: all run the same collectives
             print(
                 f"{name}: no prompt beyond its window of {window} tokens was tried: too long here"
             )
@@ -386,20 +389,26 @@ def largest_gaps(model, name, generate, hidden_states, autocast, lengths) -> lis
         try:
             with rollout.eval_mode(model), torch.no_grad(), autocast():
                 limit = rounding(model)
-                draws.append(gaps(model, generate, hidden_states, lengths, seed))
+                found = parallel.gather([gaps(model, generate, hidden_states, lengths, seed)])
+            # the largest of all ranks, which decide alike; NaN is no number to compare
+            draws.append(
+                [
+                    max(gap if gap == gap else torch.inf for gap in g)
+                    for g in zip(*found, strict=True)
+                ]
+            )
             parallel.release(model)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of whatever kind a model raises inside
+            if parallel.left_alone(error):
+                raise
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             text = (str(error).strip() or "no message").splitlines()[0]
             raise parallel.Refused(f"{name} cannot be trained here: {kind}{text}") from error
         if all(gap <= limit for gap in draws[-1]):
             return [0.0, 0.0]
-    smaller = [
-        min(pair, key=lambda gap: gap if gap == gap else torch.inf)
-        for pair in zip(*draws, strict=True)
-    ]
+    smaller = [min(pair) for pair in zip(*draws, strict=True)]
     return [0.0 if gap <= limit else gap for gap in smaller]
 
 

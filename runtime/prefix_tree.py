@@ -92,9 +92,13 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     return next(differ, min(len(a), len(b)))
 
 
-def tree_tokens(prompts) -> int:
-    """How many tokens of these prompts are read, each shared one once."""
-    return sum(len(node.tokens) for node in prefix_tree(map(tuple, prompts))[0])
+def tree_size(prompts) -> tuple[int, int]:
+    """How many tokens of these prompts are read, each shared one once; and with padding."""
+    lengths = {}
+    for node in prefix_tree(map(tuple, prompts))[0]:
+        lengths.setdefault(node.height, []).append(len(node.tokens))
+    levels = lengths.values()
+    return sum(map(sum, levels)), sum(len(level) * max(level) for level in levels)
 
 
 def shared_hidden_states(model, prompts, completions) -> torch.Tensor:

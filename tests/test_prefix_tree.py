@@ -10,7 +10,7 @@ import mopd
 from mopd import Attempt, Problem
 from rollout import Rollout
 from runtime import fast_scoring
-from runtime.prefix_tree import SHORTEST, prefix_tree, shared_hidden_states, tree_tokens
+from runtime.prefix_tree import SHORTEST, prefix_tree, shared_hidden_states, tree_size
 from verifiers import Verdict
 
 V = 90
@@ -54,9 +54,9 @@ def test_every_prompt_is_the_path_to_its_leaf_and_parents_stand_one_level_above(
 def test_what_prompts_share_is_counted_once():
     rng = random.Random(0)
     root, one, two = tokens(rng, 20), [1, *tokens(rng, 10)], [2, *tokens(rng, 15)]
-    assert tree_tokens([root + one, root + two, root + one]) == 20 + 11 + 16
+    assert tree_size([root + one, root + two, root + one]) == (20 + 11 + 16, 20 + 2 * 16)
     few = root[: SHORTEST - 1]  # too few to be worth a level
-    assert tree_tokens([few + one, few + two]) == 2 * len(few) + 11 + 16
+    assert tree_size([few + one, few + two])[0] == 2 * len(few) + 11 + 16
 
 
 def test_long_piece_is_spread_over_the_levels_that_its_siblings_need():
@@ -112,7 +112,10 @@ def test_batches_hold_every_attempt_once_and_stay_within_the_budget(budget):
     counted = [id(a) for batch in batches for a in batch]
     assert sorted(counted) == sorted(id(a) for n, a in enumerate(attempts) if n != 3)
     for batch in batches:
-        assert len(batch) == 1 or fast_scoring.fits(batch, budget, mopd.teacher_prompt)
+        size = len(batch) * fast_scoring.longest(batch, mopd.teacher_prompt)
+        prompts, ids = [a.teacher_ids for a in batch], [a.rollout.ids for a in batch]
+        shared = fast_scoring.shared_size(prompts, ids)
+        assert len(batch) == 1 or (shared or size) <= budget
     if budget == 10**6:
         assert len(batches) == 1
     if budget == 200:  # more than whole rows would allow
@@ -126,3 +129,13 @@ def test_model_that_cannot_share_gets_the_plain_batches():
     model = AutoModelForCausalLM.from_config(GPT2Config(**SIZES)).train()
     found = fast_scoring.microbatches(attempts, 200, mopd.teacher_prompt, model)
     assert found == mopd.microbatches(attempts, 200, mopd.teacher_prompt)
+
+
+def test_rows_that_share_too_little_stay_within_the_budget_as_whole_rows():
+    """The budget once counted what sharing would read, and the rows were then read whole."""
+    rng = random.Random(0)
+    prompts = [tokens(rng, 300), *(tokens(rng, 10) for _ in range(6))]
+    attempts = attempts_of(prompts, [tokens(rng, 8)] * 7, range(7))
+    model = AutoModelForCausalLM.from_config(GPT2Config(**SIZES)).eval()
+    for batch in fast_scoring.microbatches(attempts, 400, mopd.teacher_prompt, model):
+        assert len(batch) * fast_scoring.longest(batch, mopd.teacher_prompt) <= 400

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from test_train import flags, folder, refused, replaced, steps_of  # noqa: F401
+from tools import flags, refused, replaced, steps_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
@@ -28,7 +28,7 @@ def edited(out, change):
 
 
 @pytest.fixture(scope="module")
-def one_step(folder, tmp_path_factory):  # noqa: F811
+def one_step(folder, tmp_path_factory):
     """A run of one step whose teacher is a model of its own."""
     out = tmp_path_factory.mktemp("runs") / "one"
     train.main(taught(folder, out, "--steps", "1"))
@@ -41,7 +41,7 @@ def taught(place, out, *more):
 
 
 def test_the_same_data_and_models_under_another_path_go_on(
-    folder,  # noqa: F811
+    folder,
     tmp_path,
     one_step,
     monkeypatch,
@@ -54,7 +54,7 @@ def test_the_same_data_and_models_under_another_path_go_on(
     assert [line["step"] for line in steps_of(out) if "loss" in line] == [1, 2, 3]
 
 
-def test_other_data_under_another_path_is_refused(folder, tmp_path, capsys, one_step):  # noqa: F811
+def test_other_data_under_another_path_is_refused(folder, tmp_path, capsys, one_step):
     out = shutil.copytree(one_step, tmp_path / "out")
     (tmp_path / "other.jsonl").write_text((folder / "eval.jsonl").read_text())
     arguments = taught(folder, out, "--steps", "2", "--resume")
@@ -65,7 +65,7 @@ def test_other_data_under_another_path_is_refused(folder, tmp_path, capsys, one_
 
 
 def test_settings_that_only_one_version_of_transformers_knows_do_not_stop_a_resume(
-    folder,  # noqa: F811
+    folder,
     tmp_path,
     capsys,
     one_step,
@@ -86,7 +86,7 @@ def test_settings_that_only_one_version_of_transformers_knows_do_not_stop_a_resu
 
 
 def test_a_checkpoint_that_recorded_one_checksum_for_a_model_is_resumed(
-    folder,  # noqa: F811
+    folder,
     tmp_path,
     capsys,
     one_step,
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_recorded_one_checksum_for_a_model_is_resumed(
     assert "--teacher" in line and "its content is not what" in line
 
 
-def test_the_checksum_of_a_model_is_the_one_that_older_checkpoints_recorded(folder):  # noqa: F811
+def test_the_checksum_of_a_model_is_the_one_that_older_checkpoints_recorded(folder):
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     config = model.config.to_dict()
