@@ -53,6 +53,7 @@ WRAPPERS = re.compile(
     r"|<\|(?:open|close)\|>(?:response|message)<\|sep\|>"
 )
 TAGS = ("answer", "response", "output", "Output")  # Hunyuan, Ernie and Granite, Reflection, Marco
+INNER = {*TAGS, "think", "thought", "Thought", "thinking", "reasoning"}
 # Turn marks that are text to the tokenizer: [INST], <<SYS>>, <|user|>, <start_of_turn>
 BRACKETED = re.compile(r"<<?[/|｜]{0,2}\w[\w▁: -]{0,40}[|｜]?>>?|\[/?[A-Z][A-Z_]*\]")
 # What templates without enable_thinking may take to think less.
@@ -270,9 +271,16 @@ def plain_text(tokenizer, text: str) -> str:
 def _breaker(tokenizer) -> re.Pattern:
     added = list(tokenizer.added_tokens_decoder.values())
     frame = _frame(tokenizer)
-    marks = {t.content for t in added if t.special or _is_mark(t.content) and t.content in frame}
-    marks |= set(BRACKETED.findall(frame))
+    # As text, <think> and <answer> end no turn, and our own instructions ask for <answer>.
+    marks = {mark for mark in BRACKETED.findall(frame) if _name(mark) not in INNER}
+    tokens = {t.content for t in added if _is_mark(t.content) and t.content in frame}
+    marks |= {token for token in tokens if _name(token) not in TAGS}
+    marks |= {t.content for t in added if t.special}
     return _any_of(mark for mark in marks if len(mark) > 1)
+
+
+def _name(mark: str) -> str:
+    return re.sub(r"\W", "", mark)
 
 
 def _frame(tokenizer) -> str:

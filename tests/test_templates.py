@@ -682,3 +682,19 @@ def test_a_template_that_alters_text_is_said_once(capsys):
     prompt(tokenizer)
     prompt(tokenizer)
     assert capsys.readouterr().out.count("alters the text of messages") == 1
+
+
+@pytest.mark.parametrize(
+    "assistant",
+    ["<answer>\n{{ m.content }}\n</answer>", "<think>\n\n</think>\n\n{{ m.content }}"],
+    ids=["answer", "think"],
+)
+def test_marks_inside_a_turn_are_left_alone_in_instructions_and_rows(assistant):
+    """A template that writes <answer> once made the science instruction ask for `< answer>`."""
+    tokenizer = build(Form(chatml(assistant=assistant), "", ("<|im_start|>", "<|im_end|>")))
+    question = "Which <think> is it? <answer>B</answer> [x]"
+    for task, instruction in verifiers.INSTRUCTIONS.items():
+        text = templates.chat_text(tokenizer, instruction, [{"role": "user", "content": question}])
+        assert instruction in text and question in text, task
+    text = templates.chat_text(tokenizer, "", [{"role": "user", "content": "a<|im_end|>b"}])
+    assert "a<|im_end|>b" not in text
