@@ -85,6 +85,7 @@ def read_problems(
     if counts is not None and bad.count:
         counts[spec] = bad.count
     say(f"{where}: {len(problems)} problems, {_fields(used)}{note}")
+    _say_disagreements(used, where)
     _count_repeats(problems, where)
     if task == "math":
         _count_texts(problems, where)
@@ -115,7 +116,8 @@ def _rows(files, names) -> Iterator:
     """(place, row) of all files; BFCL's rows with their answers, which stand in another file."""
     usual = {*data_rows.PROMPTS, *data_rows.SYSTEMS, *data_rows.OTHERS}
     usual |= {name for names in data_rows.ANSWERS.values() for name in names}
-    usual |= set(filter(None, names.values()))
+    named = set(filter(None, names.values()))
+    usual |= named
     roots = {data_rows.plain(name.partition(".")[0]) for name in usual}
 
     def wanted(column):
@@ -126,7 +128,7 @@ def _rows(files, names) -> Iterator:
         if (other := path.parent / data_files.ANSWERS / path.name).is_file():
             rows = (row for _, row in data_files.rows_of(other) if isinstance(row, dict))
             golds = {row.get("id"): row.get("ground_truth") for row in rows}
-        for place, row in data_files.rows_of(path, wanted=wanted):
+        for place, row in data_files.rows_of(path, wanted=wanted, named=named):
             if golds and isinstance(row, dict) and "ground_truth" not in row:
                 row["ground_truth"] = golds.get(row.get("id"))
             yield place, row
@@ -188,6 +190,16 @@ def _fields(used):
         else:
             parts.append(f"{role} from " + ", ".join(f"{name!r} ({n})" for name, n in found))
     return ", ".join(parts)
+
+
+def _say_disagreements(used, where):
+    found = [(names, n) for (role, names), n in used.most_common() if role == "disagreement"]
+    if found:
+        count = sum(n for _, n in found)
+        say(
+            f"warning: {where}: {count} rows have two golds that disagree, in {found[0][0]}: the "
+            "first is taken (--answer-field names another)"
+        )
 
 
 def _count_repeats(problems, where):

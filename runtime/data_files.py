@@ -15,7 +15,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 MAX_PIECE = 256 << 20  # bytes of a line, of a JSON array or object, of a CSV row
@@ -155,12 +155,17 @@ def _check_shards(names, spec):
 
 
 def rows_of(
-    path: Path, *, wanted: Callable[[str], bool] | None = None, limit: int = MAX_PIECE
+    path: Path,
+    *,
+    wanted: Callable[[str], bool] | None = None,
+    named: Collection[str] = (),
+    limit: int = MAX_PIECE,
 ) -> Iterator[tuple[str, dict | Exception]]:
     """(place, row) of each row of a file; the exception instead of a row that cannot be read.
 
     place: FILE:LINE, or "FILE: row N" where lines say nothing. wanted: which columns of a parquet
-    file to read. limit: see MAX_PIECE. Raises ValueError where the file itself cannot be read on.
+    file to read. named: fields that the user named: an object with one of them is a row. limit: see
+    MAX_PIECE. Raises ValueError where the file itself cannot be read on.
     """
     try:
         with open(path, "rb") as file:
@@ -174,7 +179,7 @@ def rows_of(
             if start[:2] == b"\x1f\x8b":
                 most = max(limit, MAX_PACKING * os.path.getsize(path))
                 file = io.BufferedReader(gzip.GzipFile(fileobj=file))
-            yield from _text_rows(_Lines(file, path, limit, most), path, limit)
+            yield from _text_rows(_Lines(file, path, limit, most), path, limit, named)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         reason = "cut short" if isinstance(error, EOFError) else "damaged"
         raise ValueError(f"{path}: the gzip file is {reason}") from None
@@ -183,9 +188,11 @@ def rows_of(
 
 
 def _refuse_others(start, path):
-    marks = {b"PK": "a zip", b"BZ": "a bzip2", b"\xfd7": "an xz", b"\x28\xb5": "a zstandard"}
-    if start[:2] in marks:
-        raise ValueError(f"{path} is {marks[start[:2]]} file: unpack it first")
+    marks = {b"PK\x03\x04": "a zip", b"BZh": "a bzip2", b"\xfd7zX": "an xz"}
+    marks |= {b"\x28\xb5\x2f\xfd": "a zstandard"}  # whole: a header may begin with PK
+    for mark, kind in marks.items():
+        if start.startswith(mark):
+            raise ValueError(f"{path} is {kind} file: unpack it first")
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError(f"{path} is UTF-16 text: save it as UTF-8")
 
@@ -218,7 +225,7 @@ def _too_long(what, limit):
     return f"one {what} of more than {limit / 2**20:.0f} MB: write one row a line (JSON Lines)"
 
 
-def _text_rows(lines, path, limit):
+def _text_rows(lines, path, limit, named):
     each = iter(lines)
     first = next((line for line in each if line.strip()), b"")
     start = lines.number
@@ -232,10 +239,11 @@ def _text_rows(lines, path, limit):
         return
     goes_on = not first.rstrip().endswith(b"}") and second.lstrip()[:1] != b"{"
     if first.lstrip()[:1] == b"[" or goes_on:
-        yield from _whole(first + second, each, start, path, limit)
+        yield from _whole(first + second, each, start, path, limit, named)
         return
     row = _parse(first)
-    if not second and isinstance(row, dict) and (inner := _only_list(row, path)) is not None:
+    inner = _only_list(row, path, named) if not second and isinstance(row, dict) else None
+    if inner is not None:
         yield from ((f"{path}: row {n}", row) for n, row in enumerate(inner, 1))
         return
     yield f"{path}:{start}", row
@@ -266,7 +274,7 @@ def _not_utf8(error):
     return f"not UTF-8 (byte 0x{byte:02x} at position {error.start}): save the file as UTF-8"
 
 
-def _whole(text, rest, start, path, limit):
+def _whole(text, rest, start, path, limit, named):
     """The rows of a file that is one JSON array, or one object with one list of objects."""
     pieces, size = [text], len(text)
     for piece in rest:
@@ -278,7 +286,7 @@ def _whole(text, rest, start, path, limit):
     del pieces
     try:
         text, number = text.decode("utf-8").strip(), 0
-        rows = _elements(text) if text[0] == "[" else iter(_inside(json.loads(text), path))
+        rows = _elements(text) if text[0] == "[" else iter(_inside(json.loads(text), path, named))
         for number, row in enumerate(rows, 1):
             fault = ValueError("not a JSON object")
             yield f"{path}: row {number}", row if isinstance(row, dict) else fault
@@ -316,12 +324,12 @@ def _elements(text):
         raise json.JSONDecodeError("Extra data", text, end + 1)
 
 
-def _inside(row, path):
-    inner = _only_list(row, path)
+def _inside(row, path, named):
+    inner = _only_list(row, path, named)
     return [row] if inner is None else inner
 
 
-def _only_list(row, path):
+def _only_list(row, path, named):
     """The list of objects that an object around all rows holds; None where it is a row itself."""
     lists = {
         name: value
@@ -331,6 +339,7 @@ def _only_list(row, path):
     texts = any(isinstance(value, str) and len(value) > 200 for value in row.values())
     usual = {"prompt", "question", "problem", "query", "messages", "conversations", "text"}
     usual |= {"description", "question_content", "nldocumentation"}
+    usual |= {part.lower() for name in named for part in (name, name.partition(".")[0])}
     if not lists or texts or usual & {name.lower() for name in row}:
         return None
     if len(lists) > 1:

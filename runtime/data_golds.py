@@ -8,10 +8,13 @@ import ast
 import base64
 import binascii
 import builtins
+import contextlib
 import json
 import pickletools
 import re
 import zlib
+
+import verifiers
 
 MAX_UNPACKED = 256 << 20  # bytes of a row's packed tests
 
@@ -189,7 +192,13 @@ def toolalpaca(row: dict) -> tuple[str, list[tuple[str, list]]]:
 
 
 def code_answer(row: dict, name: str, value) -> dict:
-    """A row's tests as a code answer. name, value: the field that holds them, see ANSWERS."""
+    """A row's tests as a code answer. name, value: the field that holds them, see ANSWERS.
+
+    A value that the verifier takes is left as it is: a checkpoint knows its rows by their content.
+    """
+    with contextlib.suppress(ValueError):
+        verifiers.check_answer("code", value)
+        return value
     value = from_json(value)
     if name == "public_test_cases":
         return _livecodebench(row, value)
@@ -210,13 +219,16 @@ def code_answer(row: dict, name: str, value) -> dict:
 
 
 def code_prompt(prompt: str, answer: dict) -> str:
-    """The statement with what the tests will call, which it rarely says."""
-    if (start := answer.get("starter_code")) and start.strip() not in prompt:
-        return f"{prompt}\n\nStart from this code:\n```python\n{start}\n```"
-    entry = answer.get("entry_point")
-    if entry and not start and not re.search(rf"\b{re.escape(entry)}\s*\(", prompt):
-        return f"{prompt}\n\nThe function must be called {entry}."
-    return prompt
+    """The statement with what the tests will call, which it rarely says.
+
+    A prompt that came out of this function stays as it is: rows are written and read again.
+    """
+    entry, addition = answer.get("entry_point"), ""
+    if start := answer.get("starter_code"):
+        addition = f"\n\nStart from this code:\n```python\n{start}\n```"
+    elif entry and not re.search(rf"\b{re.escape(entry)}\s*\(", prompt):
+        addition = f"\n\nThe function must be called {entry}."
+    return prompt if prompt.endswith(addition) else prompt + addition
 
 
 def _livecodebench(row, public):

@@ -13,6 +13,7 @@ import random
 import re
 from dataclasses import dataclass
 
+import math_answers
 import verifiers
 from runtime import data_golds
 from runtime.data_golds import from_json
@@ -24,11 +25,11 @@ PROMPTS = (
 )
 ANSWERS = {
     "math": (
-        *("final_answer", "expected_answer", "answer", "ground_truth"),
+        *("answer", "final_answer", "expected_answer", "ground_truth"),
         *("reward_model.ground_truth", "gold", "target", "solution"),
     ),
     "science": (
-        *("answerkey", "answer_key", "answer", "answer_idx", "answer_index", "correct_answer"),
+        *("answer", "answerkey", "answer_key", "answer_idx", "answer_index", "correct_answer"),
         *("correct_option", "cop", "label", "target", "gold", "ground_truth"),
         "reward_model.ground_truth",
     ),
@@ -38,7 +39,8 @@ ANSWERS = {
         *("test", "ground_truth", "reward_model.ground_truth"),
     ),
 }
-SYSTEMS = ("system", "system_prompt")
+KEYS = ("answerkey", "answer_key", "answer_idx", "answer_index", "correct_option", "cop")
+SYSTEMS = ("system",)  # under any other name it must be named: it replaces the task's instruction
 # what else the functions below look at; of a parquet file nothing more is read
 OTHERS = (
     *("choices", "options", "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "tools", "function"),
@@ -61,12 +63,16 @@ class Number:
 
 @dataclass
 class Read:
-    """What was read of a row. used: (role, field) for the line that says where things are from."""
+    """What was read of a row. used: (role, field) for the line that says where things are from.
+
+    other: the field of another gold, which disagrees.
+    """
 
     prompt: str
     answer: object
     system: str | None
     used: tuple[tuple[str, str], ...] = ()
+    other: str | None = None
 
 
 _MESSAGES = re.compile(r'\[\s*\{\s*"')  # in a cell of a CSV file
@@ -89,7 +95,7 @@ def read(row: dict, task: str, *, prompt=None, answer=None, system=None) -> list
         value = from_json(value)
     if not isinstance(value, str):
         message, text, reply = _conversation(value, task, prompt)
-    name, found = _first(row, (system,) if system else SYSTEMS)
+    name, found = _first(row, (system,)) if system else (SYSTEMS[0], row.get(SYSTEMS[0]))
     if found is not None and not isinstance(found, str):
         raise ValueError(f"field {name!r} is neither a text nor null")
     message = message if found is None else found
@@ -97,7 +103,10 @@ def read(row: dict, task: str, *, prompt=None, answer=None, system=None) -> list
         raise ValueError(f"field {prompt!r} is not a text")
     convert = {"math": _math, "science": _science, "tool": _tool, "code": _code}[task]
     answer, made = convert(row, answer, Read(text, reply, message))
-    return [Read(made.prompt, made.answer, made.system, (("prompt", prompt), ("answer", answer)))]
+    used = [("prompt", prompt), ("answer", answer)]
+    if made.other:
+        used.append(("disagreement", f"{answer!r} and {made.other!r}"))
+    return [Read(made.prompt, made.answer, made.system, tuple(used))]
 
 
 # --- fields ---
@@ -228,18 +237,84 @@ def _text_of(content, name):
     return content
 
 
-def _gold(row, task, named, reply=None):
-    """(name, value) of the answer's field; of messages that go on, it is the assistant's turn."""
+def _gold(row, task, named, convert, reply=None):
+    """(field, its value, its gold, field of a gold that disagrees or None).
+
+    convert(value, name) gives the gold and raises ValueError where there is none. Without a named
+    field `answer` is taken where it is usable, else the first of the other usual fields; of
+    messages that go on, it is the assistant's turn.
+    """
     turns = () if reply is None else ("messages", "conversations")
     name, value = _field(row, ANSWERS[task] + turns, named, _is_there, "answer")
-    return name, reply if plain(name) in turns else value
+    value = reply if plain(name) in turns else value
+    if named or plain(name) != "answer":
+        return name, value, convert(value, name), None
+    golds, fault = [], None
+    no_value = isinstance(value, str) and value.strip().isalpha()  # "proof", "notfound"
+    for field, found in [(name, value), *_other_fields(row, ANSWERS[task], name)]:
+        if not golds and no_value and plain(field) == "solution":
+            continue
+        try:
+            golds.append((field, found, convert(found, field)))
+        except ValueError as error:
+            fault = fault or error
+        if golds and task in ("tool", "code"):  # their other fields are more tests or a message
+            break
+    if not golds:
+        raise fault
+    golds.sort(key=lambda gold: _is_unsure(gold[2], *gold[:2]))
+    others = [
+        (field, gold)
+        for field, found, gold in golds[1:]
+        if isinstance(gold, Number) or not _is_unsure(gold, field, found)
+    ]
+    other = next((field for field, gold in others if _differ(task, golds[0][2], gold)), None)
+    return *golds[0], other
+
+
+def _other_fields(row, names, taken):
+    columns, seen = _plain_names(tuple(row)), {taken}
+    for name in names:
+        name = name if name in row else columns.get(name, name)
+        value = look_up(row, name)
+        if name not in seen and value is not None and _is_there(value):
+            seen.add(name)
+            yield name, value
+
+
+def _is_unsure(gold, name, value):
+    """Whether another gold is to be preferred: to a sentence, and to a number of an option."""
+    if isinstance(gold, str) and plain(name) == "answer" and gold == value:
+        return _is_prose(gold)
+    return isinstance(gold, Number)
+
+
+def _is_prose(text):
+    text = re.sub(r"\\text\{[^{}]*\}", "", text)
+    return len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", text)) > 3
+
+
+def _differ(task, one, other):
+    if task == "science" and isinstance(other, Number) and not isinstance(one, Number):
+        return LETTERS.index(one.upper()) - other.value not in (0, -1)  # it counts from 0 or 1
+    if task == "science" or one == other:
+        return one != other and str(one).upper() != str(other).upper()
+    return not math_answers.same_answer(one, other)
 
 
 # --- math ---
 
 
 def _math(row, named, made):
-    name, value = _gold(row, "math", named, made.answer)
+    name, _, gold, other = _gold(row, "math", named, math_gold, made.answer)
+    return name, Read(made.prompt, gold, made.system, other=other)
+
+
+def math_gold(value, name: str) -> str:
+    """The gold in a field: the value as it stands where the verifier takes it, or what is in it.
+
+    A text with #### or a box gives what stands there. ValueError where no value is found.
+    """
     text = math_text(value, name)
     if "####" in text:
         text = text.rsplit("####", 1)[1].strip().partition("\n")[0].strip()
@@ -248,11 +323,14 @@ def _math(row, named, made):
         if not boxes:
             raise ValueError(f"field {name!r} has no complete \\boxed answer: {fault}".rstrip(": "))
         text = boxes[-1]
-    elif plain(name) in ("solution", "messages", "conversations"):
-        if len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", text)) > 3:
-            raise ValueError(f"field {name!r} is a text without #### or \\boxed: no answer to read")
+    elif plain(name) in ("solution", "messages", "conversations") and _is_prose(text):
+        raise ValueError(f"field {name!r} is a text without #### or \\boxed: no answer to read")
     verifiers.check_answer("math", text)
-    return name, Read(made.prompt, text, made.system)
+    if isinstance(value, str) and value != text:  # an older checkpoint knows the value as it stood
+        with contextlib.suppress(ValueError):
+            verifiers.check_answer("math", value)
+            return value if math_answers.same_answer(text, value) else text
+    return text
 
 
 def math_text(value, name: str) -> str:
@@ -276,23 +354,28 @@ def math_text(value, name: str) -> str:
 
 
 def _science(row, named, made):
-    options = _gpqa(row) if named is None else None
+    options, other = _gpqa(row) if named is None else None, None
     if options:  # the right one is first: an order fixed by the row
-        name, right = "Correct Answer", options[0]
+        name, value, right = "Correct Answer", None, options[0]
         random.Random(made.prompt).shuffle(options)
         letter, options = LETTERS[options.index(right)], [("", text) for text in options]
     else:
-        name, value = _gold(row, "science", named)
         options = _options(row)
-        letter = _letter(value, options, made.prompt, name)
+
+        def letter_of(value, name):
+            return _letter(value, options, made.prompt, name)
+
+        name, value, letter, other = _gold(row, "science", named, letter_of)
     prompt = made.prompt
     shown = _shows_options(prompt, "A") and all(text in prompt for _, text in options)
     if options and not shown:
         lines = [f"{mark}: {text}" for mark, (_, text) in zip(LETTERS, options, strict=False)]
         prompt = prompt.rstrip() + "\n\n" + "\n".join(lines)
+    elif isinstance(value, str) and value.upper() == letter:
+        letter = value  # the prompt is as it was, so a small letter stays one, too
     if not isinstance(letter, Number):
         verifiers.check_answer("science", letter)
-    return name, Read(prompt, letter, made.system)
+    return name, Read(prompt, letter, made.system, other=other)
 
 
 def _gpqa(row):
@@ -363,34 +446,68 @@ def _letter(value, options, prompt, name):
     if not isinstance(value, str):
         raise ValueError(f"field {name!r} is no option's letter, number or text")
     text = value.strip()
+    letter = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", text)
     if not options:
-        mark = re.fullmatch(r"\(?([A-Za-z])\)?\.?", text)
-        if not mark:
+        if not letter:
             raise ValueError(f"a science answer is one letter, not {text!r:.80}")
-        if not _shows_options(prompt, mark[1].upper()):
+        if not _shows_options(prompt, letter[1].upper()):
             raise ValueError(
-                f"the options are neither in the prompt nor in a field (choices, options): the "
-                f"student could not know what {mark[1]} is"
+                "no options like 'A: …' or 'A) …' were found in the prompt, nor in a field "
+                f"(choices, options): the student could not know what {letter[1]} is"
             )
-        return mark[1].upper()
-    labels = [label.strip().lower() for label, _ in options]
-    if text.lower() in labels:
-        return LETTERS[labels.index(text.lower())]
-    same = [n for n, (_, option) in enumerate(options) if option == text]
-    number = int(text) if re.fullmatch(r"\d{1,2}", text) else None
-    if len(same) == 1 and number is None:
-        return LETTERS[same[0]]
-    mark = re.fullmatch(r"\(?([A-Za-z])(?:[).:].*|)", text, re.S)
-    if mark and LETTERS.index(mark[1].upper()) < len(options):
-        return mark[1].upper()
-    if number is not None and not same:
-        return Number(number, len(options), True)
+        return letter[1].upper()
+    at = _option_of(text, letter, options, plain(name) in KEYS)
+    if at is not None:
+        return LETTERS[at]
+    if re.fullmatch(r"\d{1,2}", text):
+        return Number(int(text), len(options), True)
     raise ValueError(f"the answer {text!r:.60} is none of the {len(options)} options")
+
+
+def _option_of(text, letter, options, is_key):
+    """Which option an answer means by its label, its letter or its text; None where by none.
+
+    letter: the match where it is a letter alone. is_key: the field never holds an option's text.
+    """
+    labels = [label.strip().lower() for label, _ in options]
+    same = [n for n, (_, option) in enumerate(options) if option == text]
+    number, at = re.fullmatch(r"\d{1,2}", text), None
+    if text.lower() in labels:
+        at = labels.index(text.lower())
+    elif letter and LETTERS.index(letter[1].upper()) < len(options):
+        at = LETTERS.index(letter[1].upper())
+    if same and not is_key and (at not in same and at is not None or number and at is None):
+        meant = f"option {LETTERS[at]}" if at is not None else "an option's number"
+        raise ValueError(
+            f"the answer {text!r} is ambiguous: {meant}, or the text of option {LETTERS[same[0]]}"
+        )
+    if at is not None:
+        return at
+    if len(same) == 1 and not number:
+        return same[0]
+    marked = re.match(r"\(?([A-Za-z])[).:]", text)  # "B: iron", "(B) iron"
+    if marked and LETTERS.index(marked[1].upper()) < len(options):
+        return LETTERS.index(marked[1].upper())
+    return None
+
+
+# An option's letter: at the start of a line with anything but letters around it, "**A.** iron",
+# "Option A iron"; inside a line with brackets or a sign, "(A) iron", "A: iron", "A - iron".
+_OPTION_LINE = re.compile(
+    r"^[^A-Za-z\n]{0,20}(?:(?:option|choice)[^A-Za-z\n]{1,9})?([A-Za-z])(?![A-Za-z])", re.M | re.I
+)
+_OPTION_INLINE = re.compile(
+    r"""(?:^|(?<=[\s(\[{<*_"'`$、，；]))([A-Za-z])(?=[*_"'`$]{0,3}\s*[.):：\]}>、．）])"""
+    r"|\*\*([A-Z])\*\*|\b(?:[Oo]ption|[Cc]hoice)\s([A-Z])\b|(?<!\S)([A-Z])(?=\s[-–—]\s)"
+)
 
 
 def _shows_options(prompt, letter):
     """Whether a prompt lists options: A, then B, and the right one."""
-    marks = re.findall(r"(?:^|[\s(\[])([A-Z])(?=[.):\]]|\s*[:：])", prompt)
+    found = {m.start(1): m[1] for m in _OPTION_LINE.finditer(prompt)}
+    for m in _OPTION_INLINE.finditer(prompt):
+        found[m.start(m.lastindex)] = m[m.lastindex]
+    marks = [found[at].upper() for at in sorted(found)]
     return letter in marks and "A" in marks and "B" in marks[marks.index("A") :]
 
 
@@ -417,23 +534,43 @@ def settle_numbers(golds: list) -> tuple[int, list[int]]:
 
 
 def _tool(row, named, made):
-    name, value = _gold(row, "tool", named, made.answer)
-    tools, system = _first(row, ("tools", "functions", "function"))[1], made.system
-    if tools is None and system:  # ToolACE: the tools, and the request for another form of answer
-        tools = data_golds.tools_in(system)
+    name, _, (actions, as_it_is), _ = _gold(row, "tool", named, _actions, made.answer)
+    tools, system = _first(row, ("tools", "functions", "function"), _are_tools)[1], made.system
+    if tools is None and system and not as_it_is:
+        tools = data_golds.tools_in(system)  # ToolACE: it also asks for another form of answer
         system = None if tools else system
-    actions, prompt = data_golds.tool_actions(from_json(value)), made.prompt
+    prompt = made.prompt
     if tools:
         described = dict(data_golds.described(tools))
-        if missing := [a["Action"] for a in actions if a["Action"] not in described]:
+        called = [action["Action"].strip() for action in actions]
+        if missing := [tool for tool in called if tool not in described]:
             raise ValueError(f"the answer calls {missing[0]!r}, which is none of the row's tools")
         prompt = "\n".join(["Tools:", *described.values(), "", made.prompt])
-    verifiers.check_answer("tool", actions)
     return name, Read(prompt, actions, system)
 
 
+def _actions(value, name):
+    """(actions, whether the value is that already and so is left as it is)."""
+    with contextlib.suppress(ValueError):
+        verifiers.check_answer("tool", value)
+        return value, True
+    actions = data_golds.tool_actions(from_json(value))
+    verifiers.check_answer("tool", actions)
+    return actions, False
+
+
+def _are_tools(value):
+    """Whether a field describes tools; a text like "weather(city)" beside the prompt does not."""
+    value = from_json(value)
+    items = value if isinstance(value, list) else [value]
+    return any(isinstance(from_json(item), dict) for item in items)
+
+
 def _code(row, named, made):
-    name, value = _gold(row, "code", named)
-    answer = data_golds.code_answer(row, plain(name), value)
-    verifiers.check_answer("code", answer)
+    def tests(value, name):
+        answer = data_golds.code_answer(row, plain(name), value)
+        verifiers.check_answer("code", answer)
+        return answer
+
+    name, _, answer, _ = _gold(row, "code", named, tests)
     return name, Read(data_golds.code_prompt(made.prompt, answer), answer, made.system)
