@@ -26,7 +26,7 @@ import mopd
 import sandbox
 import train
 import verifiers
-from runtime import checkpoint, fast_rollout, parallel, setup
+from runtime import checkpoint, fast_rollout, models, parallel
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork and signals")
 WHERE = {
@@ -732,6 +732,7 @@ def test_out_of_memory_halves_the_work_and_gives_the_same_gradient(
             exhausted()
         return run(self, prompts, counts, uniforms)
 
+    monkeypatch.setattr(models, "check_run", lambda *args: None)  # it samples six rollouts
     monkeypatch.setattr(mopd, "hidden_states", hungry)
     monkeypatch.setattr(fast_rollout.Sampler, "run", hungry_run)
     train.main(replaced(arguments, "--out", tmp_path / "hungry"))
@@ -787,7 +788,7 @@ def test_out_of_memory_with_one_rollout_alone_ends_the_run_in_one_line(
         folder, tmp_path / "out", "--layout", "turn"
     )  # else step 1 is sampled to measure
     arguments = [a for a in arguments if a != "--eval-data" and not a.endswith("eval.jsonl")]
-    monkeypatch.setattr(setup, "generate", lambda *args, **options: None)  # the trial at the start
+    monkeypatch.setattr(models, "check_run", lambda *args: None)  # the check at the start
     error = assert_fault(capsys, arguments, f"out of memory in {says}")
     assert "one rollout at a time" in error
 
