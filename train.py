@@ -578,6 +578,8 @@ def main(arguments: list[str] | None = None) -> None:
             run = prepare(settings)
             report.announce(run)
             if run.settings.layout == "auto" and run.settings.steps:
+                if parallel.is_main():
+                    print("sampling the first step, to measure the teacher on it", flush=True)
                 run.first = sample_step(run, 1)
                 run.measured = measure.decide(run, run.first[0])
             # create a new folder only now, after all checks have passed

@@ -100,7 +100,7 @@ def read(row: dict, task: str, *, prompt=None, answer=None, system=None) -> list
         raise ValueError(f"field {name!r} is neither a text nor null")
     message = message if found is None else found
     if not text.strip():
-        raise ValueError(f"field {prompt!r} is not a text")
+        raise ValueError(f"field {prompt!r} is empty")
     convert = {"math": _math, "science": _science, "tool": _tool, "code": _code}[task]
     answer, made = convert(row, answer, Read(text, reply, message))
     used = [("prompt", prompt), ("answer", answer)]

@@ -282,7 +282,8 @@ def lines_of(table) -> list[str]:
     if not table["arms"] or table["problems"] < 2:
         return [
             f"teacher not measured: {table['problems']} groups of the first step hold both "
-            "successes and failures, two are needed"
+            "successes and failures, two are needed; small models may learn to ramble from `turn`, "
+            "see docs/layouts.md"
         ]
     lines = [
         f"before training, on {table['problems']} problems with successes and failures: who writes "
