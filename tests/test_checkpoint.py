@@ -1,7 +1,7 @@
 """Runs that are killed, stopped, starved or fed damaged files: they end as if nothing had happened,
 or in one clear line.
 
-python -m pytest --slow tests/test_checkpoint.py        # with 20 kills instead of 3
+python -m pytest --slow tests/test_checkpoint.py        # with 20 kills instead of 1
 """
 
 import json
@@ -187,7 +187,7 @@ def state_of(path):
 
 
 @posix
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_and_resumed_is_the_run_that_was_never_killed(
     folder, tmp_path, server, kills
 ):
@@ -210,7 +210,9 @@ def test_a_run_killed_at_random_moments_and_resumed_is_the_run_that_was_never_ki
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "phase", ["start", "rollout", "backward", "update", "evaluation", "saving"]
 )
@@ -512,7 +514,12 @@ def test_a_system_without_file_locks_says_so(tmp_path, monkeypatch, capsys):
 
 @posix
 @pytest.mark.parametrize(
-    "limit, says", [(100_000, "cannot save"), (250_000, "cannot save"), (2_000, "cannot write")]
+    "limit, says",
+    [
+        (100_000, "cannot save"),
+        pytest.param(250_000, "cannot save", marks=pytest.mark.slow),
+        pytest.param(2_000, "cannot write", marks=pytest.mark.slow),
+    ],
 )
 def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stays(
     folder, tmp_path, server, limit, says
@@ -838,7 +845,7 @@ def test_a_size_for_which_memory_did_not_suffice_is_not_tried_again(error):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-@pytest.mark.parametrize("victim", ["guard", "fork server"])
+@pytest.mark.parametrize("victim", ["guard", pytest.param("fork server", marks=pytest.mark.slow)])
 def test_a_killed_sandbox_server_costs_no_verdict(victim):
     """The guard that the trainer started, and its child that forks: that one's death was noticed
     too late."""

@@ -49,7 +49,11 @@ def attempts_of(groups: int, size: int) -> list[mopd.Attempt]:
     return made
 
 
-@pytest.mark.parametrize("parts", [fast_scoring.FAST, mopd.Parts()], ids=["fast", "plain"])
+@pytest.mark.parametrize(
+    "parts",
+    [fast_scoring.FAST, pytest.param(mopd.Parts(), marks=pytest.mark.slow)],
+    ids=["fast", "plain"],
+)
 def test_twenty_gradients_of_one_step_by_two_threads_are_equal_to_the_last_bit(
     model, two_threads, parts
 ):

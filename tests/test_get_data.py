@@ -150,9 +150,8 @@ def test_get_data_writes_files_that_train_reads(hub, tmp_path):
     assert command.endswith("--data own/gsm8k/train.jsonl --eval-data own/gsm8k/eval.jsonl")
 
 
-@pytest.mark.parametrize(
-    "options", [{"offline": "1"}, pytest.param({"port": 9}, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("options", [{"offline": "1"}, {"port": 9}])
+@pytest.mark.slow
 def test_get_data_without_a_network_is_one_line_and_writes_nothing(hub, tmp_path, options):
     """Nothing answers at port 9: the Hub's client tries for half a minute."""
     _, run = hub

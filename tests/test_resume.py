@@ -157,13 +157,14 @@ runpy.run_path({root!r} + "/train.py", run_name="__main__")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
-@pytest.mark.parametrize("name", ["torch", "mopd"])
+@pytest.mark.parametrize("name", ["torch", pytest.param("mopd", marks=pytest.mark.slow)])
 def test_ctrl_c_during_the_imports_is_one_line(name):
     done = interrupted_at(name, "signal.default_int_handler")
     assert done.returncode == 130
     assert done.stderr == "train.py: stopped before the first step; nothing was saved\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 def test_a_process_in_the_background_that_ignores_ctrl_c_goes_on_importing():
     done = interrupted_at("torch", "signal.SIG_IGN")

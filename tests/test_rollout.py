@@ -825,6 +825,7 @@ def interpreter_loops_between_tensors():
     return triton and [int(part) for part in triton.__version__.split(".")[:2]] >= [3, 7]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not interpreter_loops_between_tensors(),
     reason="needs Triton (comes with torch's builds for CUDA) of 3.7 or later, whose interpreter "
