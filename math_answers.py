@@ -517,7 +517,7 @@ class _Sum:
             if applied or capital and (len(inside) == 1 or signs & set(",|<>=≤≥")):
                 self.at += 1
                 argument = _answer(inside, self.depth, strict=False)
-                if argument[0] in _EXPRESSIONS:
+                if argument[0] in _EXPRESSIONS and argument[0] != "var":  # 0<f(x)<1 is (0,1)
                     return ("call", value + power, argument)
                 return ("var", f"{value}{power}{argument}")
         self.at = start
