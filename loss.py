@@ -76,8 +76,8 @@ class DistillOutput:
 def distill_loss(
     student_hidden: Tensor,
     student_head: Tensor | Head,
-    teacher_hidden: Tensor,
-    teacher_head: Tensor | Head,
+    teacher_hidden: Tensor | None,
+    teacher_head: Tensor | Head | None,
     weights: Tensor,
     *,
     divergence: str = "jsd",
@@ -96,6 +96,7 @@ def distill_loss(
     states (float32, bfloat16, float64; autocast is ignored), all else in float32 (float64). A head
     of another dtype is cast for the products, its gradient adds up in float32. Backward runs once.
 
+    divergence: one of DIVERGENCES, or "nll", which is `nll_loss` and takes no teacher.
     top_k: compare the student's top_k tokens one by one and all others as one bucket.
     temperature: divides the logits of both sides.
     sampled_ids: (N,) int64, asks for their log-probabilities.
@@ -105,9 +106,31 @@ def distill_loss(
 
     Raises ValueError for arguments that do not fit together.
     """
-    sides = (student_hidden, as_head(student_head)), (teacher_hidden, as_head(teacher_head))
-    sampled = sampled_ids, sampled_logprobs, is_clip
-    return _chunked_loss(sides, weights, sampled, temperature, chunk_size, divergence, top_k)
+    sides = [(student_hidden, as_head(student_head))]
+    if divergence != "nll":
+        sides.append((teacher_hidden, as_head(teacher_head)))
+    rows = dict(weights=weights, sampled_ids=sampled_ids, sampled_logprobs=sampled_logprobs)
+    numbers = dict(top_k=top_k, temperature=temperature, is_clip=is_clip, chunk_size=chunk_size)
+    check(sides, rows, divergence, **numbers)
+    (hidden, head), gradients = sides[0], new_gradients(*sides[0])
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        sides = [(x, w.at(temperature, x.dtype)) for x, w in sides]
+        weights = weights.to(wide_dtype(hidden))
+        loss, values = weights.new_zeros(()), weights.new_empty(1 + len(sides), len(hidden))
+        for rows, trained in chunks(weights, chunk_size):
+            ids = None if sampled_ids is None else sampled_ids[rows]
+            chunk = [(x[rows], w) for x, w in sides]
+            values[:, rows], gradient = _differentiate(chunk, ids, divergence, top_k)
+            if trained:
+                factor = weights[rows]
+                if is_clip is not None:
+                    ratio = (values[1, rows] - sampled_logprobs[rows]).exp()
+                    factor = factor * ratio.clamp(max=is_clip)
+                loss += (factor * values[0, rows]).sum()
+                _add_gradients(gradients, gradient, factor[:, None], rows, *sides[0])
+            del gradient  # before the next chunk takes its memory
+    loss = PrecomputedGradients.apply(loss, gradients, hidden, head.weight, head.bias)
+    return DistillOutput(loss, values[0], *([] if sampled_ids is None else values[1:]))
 
 
 def nll_loss(
@@ -115,21 +138,14 @@ def nll_loss(
     student_head: Tensor | Head,
     sampled_ids: Tensor,
     weights: Tensor,
-    *,
-    temperature: float = 1.0,
-    sampled_logprobs: Tensor | None = None,
-    is_clip: float | None = None,
-    chunk_size: int | None = None,
+    **options,
 ) -> DistillOutput:
-    """-sum_n weights[n] * log p_n(sampled_ids[n]): as `distill_loss`, without a teacher.
+    """-sum_n weights[n] * log p_n(sampled_ids[n]): `distill_loss` without a teacher, same options.
 
     Weights of 1/N give supervised training; advantages, of either sign, give the policy gradient.
     """
-    sides, sampled = (
-        [(student_hidden, as_head(student_head))],
-        (sampled_ids, sampled_logprobs, is_clip),
-    )
-    return _chunked_loss(sides, weights, sampled, temperature, chunk_size, "nll")
+    options |= dict(sampled_ids=sampled_ids, divergence="nll")
+    return distill_loss(student_hidden, student_head, None, None, weights, **options)
 
 
 def naive_distill_loss(
@@ -173,31 +189,6 @@ def naive_distill_loss(
     return DistillOutput((weights * value).sum(), value.detach(), *logprobs)
 
 
-def _chunked_loss(sides, weights, sampled, temperature, chunk_size, divergence, top_k=None):
-    """sides: hidden states and Head of the student and, except for nll, of the teacher."""
-    check(sides, weights, sampled, temperature, chunk_size, divergence, top_k)
-    (hidden, head), (ids, sampled_logprobs, is_clip) = sides[0], sampled
-    gradients = new_gradients(hidden, head)
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        sides = [(x, w.at(temperature, x.dtype)) for x, w in sides]
-        weights = weights.to(wide_dtype(hidden))
-        loss, values = weights.new_zeros(()), weights.new_empty(1 + len(sides), len(hidden))
-        for rows, trained in chunks(weights, chunk_size):
-            chunk_ids = None if ids is None else ids[rows]
-            chunk = [(x[rows], w) for x, w in sides]
-            values[:, rows], gradient = _differentiate(chunk, chunk_ids, divergence, top_k)
-            if trained:
-                factor = weights[rows]
-                if is_clip is not None:
-                    ratio = (values[1, rows] - sampled_logprobs[rows]).exp()
-                    factor = factor * ratio.clamp(max=is_clip)
-                loss += (factor * values[0, rows]).sum()
-                _add_gradients(gradients, gradient, factor[:, None], rows, *sides[0])
-            del gradient  # before the next chunk takes its memory
-    loss = PrecomputedGradients.apply(loss, gradients, hidden, head.weight, head.bias)
-    return DistillOutput(loss, values[0], *([] if ids is None else values[1:]))
-
-
 def chunks(weights: Tensor, chunk_size: int | None) -> Iterator[tuple[Tensor, bool]]:
     """Row numbers, and whether they train: rows of weight 0 may hold NaN, and 0 * NaN is NaN."""
     size = chunk_size or CHUNK_SIZE.get(weights.device.type, CHUNK_SIZE["cpu"])
@@ -215,7 +206,7 @@ def _differentiate(sides, ids, divergence, top_k):
     cap = sides[0][1].cap
     slope = None if cap is None else 1 - (z / cap).square_()  # of cap * tanh(x / cap)
     if divergence == "nll":
-        gradient, value = z.softmax(1), -values[0]
+        value, gradient = -values[0], z.softmax(1)
         gradient.scatter_add_(1, ids[:, None], -torch.ones_like(z[:, :1]))  # p - onehot(id)
     elif top_k is None or top_k >= z.shape[1]:
         value, gradient = _compare(z, *z_teacher, divergence)
@@ -248,20 +239,15 @@ def _kl(p, a):
 
 def _compare_top_k(z, z_teacher, divergence, top_k):
     """As `_compare`, on the student's top_k tokens and one bucket of all others."""
-    top = z.topk(top_k, dim=1).indices  # the choice of tokens is not differentiated
-    (few, within_bucket), (few_teacher, _) = _collapse(z, top), _collapse(z_teacher, top)
-    value, gradient = _compare(few, few_teacher, divergence)
-    # the bucket's gradient reaches its tokens by their shares of it
-    gradient_of_all = within_bucket.mul_(gradient[:, top_k:]).scatter_(1, top, gradient[:, :top_k])
-    return value, gradient_of_all
-
-
-def _collapse(z, top):
-    """z at `top` and log sum exp of all others, (n, top_k + 1); softmax of the others, (n, V)."""
-    kept = z.gather(1, top)
-    # over the others alone: log(1 - sum of the top) is off by nats where the top has nearly all
-    softmax, rest = _softmax(z.scatter_(1, top, -math.inf))
-    return torch.cat([kept, rest[:, None].to(z.dtype)], dim=1), softmax
+    top, few = z.topk(top_k, dim=1).indices, []  # the choice of tokens is not differentiated
+    for x in (z_teacher, z):
+        kept = x.gather(1, top)
+        # over the others alone: log(1 - sum of the top) is off by nats where the top has nearly all
+        share, rest = _softmax(x.scatter_(1, top, -math.inf))  # (n, V), (n,)
+        few.append(torch.cat([kept, rest[:, None].to(z.dtype)], dim=1))  # (n, top_k + 1)
+    value, gradient = _compare(few[1], few[0], divergence)
+    # the bucket's gradient reaches the student's other tokens by their shares of the bucket
+    return value, share.mul_(gradient[:, top_k:]).scatter_(1, top, gradient[:, :top_k])
 
 
 def _softmax(z):
@@ -300,7 +286,6 @@ class PrecomputedGradients(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
@@ -316,16 +301,16 @@ def wide_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def check(sides, weights, sampled, temperature, chunk_size, divergence, top_k) -> None:
-    """Raises ValueError where the arguments of `_chunked_loss` do not fit together."""
-    (hidden, head), (ids, sampled_logprobs, is_clip) = sides[0], sampled
-    n, v = len(hidden), len(head.weight)
-    tensors = [("weights", weights, (n,)), ("sampled_ids", ids, (n,))]
-    tensors.append(("sampled_logprobs", sampled_logprobs, (n,)))
+def check(sides, rows, divergence, **positive) -> None:
+    """Raises ValueError where the arguments of `distill_loss` do not fit together.
+
+    rows: the tensors of shape (N,) by name. positive: the numbers by name. None is not given.
+    """
+    hidden, (n, v) = sides[0][0], map(len, (sides[0][0], sides[0][1].weight))
+    tensors = [(name, x, (n,)) for name, x in rows.items()]
     for side, (x, w) in zip(("student", "teacher"), sides, strict=False):
-        tensors.append((f"{side}_hidden", x, (n, x.shape[-1])))
-        tensors.append((f"{side}_head (cut to the common vocabulary)", w.weight, (v, x.shape[-1])))
-        tensors.append((f"{side}_head.bias", w.bias, (v,)))
+        tensors += [(f"{side}_hidden", x, (n, x.shape[-1])), (f"{side}_head.bias", w.bias, (v,))]
+        tensors.append((f"{side}_head (cut to a shared V)", w.weight, (v, x.shape[-1])))
         if not math.isfinite(w.scale) or (w.cap is not None and not 0 < w.cap < math.inf):
             raise ValueError(f"{side}_head: scale must be finite, cap > 0: {w.scale}, {w.cap}")
         if wide_dtype(x) != wide_dtype(hidden):
@@ -335,13 +320,12 @@ def check(sides, weights, sampled, temperature, chunk_size, divergence, top_k) -
         if x is not None and (x.shape, x.device, x.dtype in dtypes) != (shape, hidden.device, True):
             found = f"{tuple(x.shape)}, {x.dtype} on {x.device}"
             raise ValueError(f"{name} must be {shape}, {dtypes} on {hidden.device}, not {found}")
-    if divergence == "nll" and ids is None:
-        raise ValueError("nll_loss needs sampled_ids")
-    if is_clip is not None and (ids is None or sampled_logprobs is None):
-        raise ValueError("is_clip needs sampled_ids and sampled_logprobs")
-    if divergence not in (DIVERGENCES if len(sides) == 2 else ["nll"]):
+    needed = ["sampled_ids"] * (divergence == "nll")
+    needed += [] if positive["is_clip"] is None else ["sampled_ids", "sampled_logprobs"]
+    if missing := [name for name in needed if rows[name] is None]:
+        raise ValueError(f"nll_loss and is_clip need {missing[0]}")
+    if divergence not in (*DIVERGENCES, "nll"):
         raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, not {divergence!r}")
-    positive = dict(temperature=temperature, chunk_size=chunk_size, is_clip=is_clip, top_k=top_k)
     for name, x in positive.items():
         if x is not None and not x > 0:
             raise ValueError(f"{name} must be positive, not {x}")

@@ -58,6 +58,7 @@ def find_files(spec: str) -> list[Path]:
 
 def _download(repo, wanted, spec):
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     kind = {"repo_type": "dataset"}
 
@@ -67,8 +68,9 @@ def _download(repo, wanted, spec):
         except Exception as error:  # no network: is there what was downloaded before?
             try:
                 folder = Path(snapshot_download(repo, local_files_only=True, **kind))
-            except Exception:
+            except LocalEntryNotFoundError:
                 raise error from None
+            print(f"{repo}: the Hub gave no list of files ({_reason(error)}): taking {folder}")
             return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
 
     names = [wanted]
@@ -85,8 +87,11 @@ def _of_the_hub(function, spec, *arguments, **options):
     try:
         return function(*arguments, **options)
     except Exception as error:  # of the network, the Hub, the disk
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot load {spec} from the Hub: {reason}") from None
+        raise ValueError(f"cannot load {spec} from the Hub: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def select(names: list[str], wanted: str, spec: str, *, several: bool = False) -> list[str]:

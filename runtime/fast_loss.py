@@ -29,8 +29,8 @@ BLOCK = 2**20
 def distill_loss(
     student_hidden: Tensor,
     student_head: Tensor | Head,
-    teacher_hidden: Tensor,
-    teacher_head: Tensor | Head,
+    teacher_hidden: Tensor | None,
+    teacher_head: Tensor | Head | None,
     weights: Tensor,
     *,
     divergence: str = "jsd",
@@ -42,35 +42,14 @@ def distill_loss(
     chunk_size: int | None = None,
 ) -> DistillOutput:
     """`loss.distill_loss`, faster."""
-    sides = (student_hidden, as_head(student_head)), (teacher_hidden, as_head(teacher_head))
-    sampled = sampled_ids, sampled_logprobs, is_clip
-    return _chunked_loss(sides, weights, sampled, temperature, chunk_size, divergence, top_k)
-
-
-def nll_loss(
-    student_hidden: Tensor,
-    student_head: Tensor | Head,
-    sampled_ids: Tensor,
-    weights: Tensor,
-    *,
-    temperature: float = 1.0,
-    sampled_logprobs: Tensor | None = None,
-    is_clip: float | None = None,
-    chunk_size: int | None = None,
-) -> DistillOutput:
-    """`loss.nll_loss`, faster."""
-    if sampled_ids is None:
-        raise ValueError("nll_loss needs sampled_ids")
     sides = [(student_hidden, as_head(student_head))]
-    sampled = sampled_ids, sampled_logprobs, is_clip
-    return _chunked_loss(sides, weights, sampled, temperature, chunk_size, "nll")
-
-
-def _chunked_loss(sides, weights, sampled, temperature, chunk_size, divergence, top_k=None):
-    check(sides, weights, sampled, temperature, chunk_size, divergence, top_k)
-    (hidden, head), (ids, sampled_logprobs, is_clip) = sides[0], sampled
+    if divergence != "nll":
+        sides.append((teacher_hidden, as_head(teacher_head)))
+    row_tensors = dict(weights=weights, sampled_ids=sampled_ids, sampled_logprobs=sampled_logprobs)
+    numbers = dict(top_k=top_k, temperature=temperature, is_clip=is_clip, chunk_size=chunk_size)
+    check(sides, row_tensors, divergence, **numbers)
+    (hidden, head), gradients = sides[0], new_gradients(*sides[0])
     top_k = top_k if top_k is not None and top_k < len(head.weight) else None
-    gradients = new_gradients(hidden, head)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         sides, buffers = [(x, w.at(temperature, x.dtype)) for x, w in sides], {}
         outputs = [(w.bias, w.scale, w.cap) for _, w in sides]
@@ -81,7 +60,7 @@ def _chunked_loss(sides, weights, sampled, temperature, chunk_size, divergence, 
                 _product(x, w.weight, rows, buffers, name)
                 for (x, w), name in zip(sides, ("student", "teacher"), strict=False)
             ]
-            tokens = [x if x is None else x[rows] for x in (weights, ids, sampled_logprobs)]
+            tokens = [x if x is None else x[rows] for x in (weights, sampled_ids, sampled_logprobs)]
             values[:, rows], row_weights, gradient = _differentiate(
                 logits, outputs, tokens, (divergence, top_k, is_clip), hidden.dtype, buffers
             )
@@ -91,7 +70,20 @@ def _chunked_loss(sides, weights, sampled, temperature, chunk_size, divergence, 
                 _add_gradients(gradients, gradient, hidden, rows, sides[0][1].weight)
             del gradient
     loss = PrecomputedGradients.apply(loss, gradients, hidden, head.weight, head.bias)
-    return DistillOutput(loss, values[0], *([] if ids is None else values[1 : 1 + len(sides)]))
+    logprobs = [] if sampled_ids is None else values[1 : 1 + len(sides)]
+    return DistillOutput(loss, values[0], *logprobs)
+
+
+def nll_loss(
+    student_hidden: Tensor,
+    student_head: Tensor | Head,
+    sampled_ids: Tensor,
+    weights: Tensor,
+    **options,
+) -> DistillOutput:
+    """`loss.nll_loss`, faster."""
+    options |= dict(sampled_ids=sampled_ids, divergence="nll")
+    return distill_loss(student_hidden, student_head, None, None, weights, **options)
 
 
 def _buffer(buffers, name, shape, like):

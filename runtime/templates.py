@@ -14,6 +14,8 @@ import json
 import re
 from dataclasses import dataclass, field
 
+from jinja2 import TemplateError
+
 import peer_context
 from runtime import parallel
 
@@ -64,6 +66,8 @@ SWITCHES = (
     {"reasoning_effort": "none"},
     {"reasoning_effort": "low"},
 )
+# What a template's own code raises where it takes no such conversation.
+REFUSALS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 CLOCK = r"\bstrftime_now"  # the function that transformers offers to templates
 PROBE = "Seven  is <odd>, isn't it?\n\n\n\tYes & no: {7} /think."
 
@@ -183,7 +187,7 @@ def _wants_parts(tokenizer) -> bool:
     def shows(message):
         try:
             return "<probe?>" in _apply(tokenizer, [message], True, {})
-        except Exception:
+        except REFUSALS:
             return False
 
     return bool(tokenizer.chat_template) and (
@@ -206,10 +210,10 @@ def _dated(template: str) -> str:
 
 
 def _try(tokenizer, messages, **options) -> str:
-    """`_render`, "" where the template refuses: each has an exception type of its own."""
+    """`_render`, "" where the template refuses the messages."""
     try:
         return _render(tokenizer, messages, **options)
-    except Exception:
+    except REFUSALS:
         if not tokenizer.chat_template:
             raise
         return ""
