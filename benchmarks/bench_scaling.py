@@ -27,6 +27,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 import bench_trl  # noqa: E402
 
 import mopd  # noqa: E402
+from runtime.fast_rollout import generate  # noqa: E402
 from runtime.fast_scoring import FAST  # noqa: E402
 from verifiers import Verdict  # noqa: E402
 
@@ -82,6 +83,7 @@ def run(rollouts, length, vocabulary, steps):
             seed=step,
             max_new_tokens=length,
             seconds=seconds,
+            generate=generate,
         )
         for a in attempts:
             a.rollout.stopped = (

@@ -31,6 +31,7 @@ from bench_rollout import SHAPES  # noqa: E402
 
 import mopd  # noqa: E402
 from loss import as_head  # noqa: E402
+from runtime.fast_rollout import generate  # noqa: E402
 from runtime.fast_scoring import FAST  # noqa: E402
 from runtime.models import head, max_length  # noqa: E402
 from verifiers import Verdict, verify_batch  # noqa: E402
@@ -134,6 +135,7 @@ def main():
             max_new_tokens=args.new_tokens,
             autocast=autocast,
             seconds=seconds,
+            generate=generate,
         )
         after_rollouts = torch.cuda.max_memory_allocated() if on_gpu else 0
         for a in attempts:

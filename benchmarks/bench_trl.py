@@ -100,6 +100,7 @@ def reset_peak():
 
 def run_ours(steps, top_k):
     import mopd
+    from runtime.fast_rollout import generate
     from runtime.fast_scoring import FAST
     from verifiers import Verdict
 
@@ -121,6 +122,7 @@ def run_ours(steps, top_k):
             task="math",
             seed=step,
             max_new_tokens=NEW_TOKENS,
+            generate=generate,
         )
         for a in attempts:
             a.rollout.stopped = (
