@@ -898,106 +898,35 @@ def shown(attempts):
     ]
 
 
-@pytest.mark.parametrize(
-    "method, peers, feedback, mixed_right, mixed_wrong, all_wrong, all_right",
-    [
-        (
-            "mopd",
-            "contrastive",
-            False,
-            (1, 1, False, 1),
-            (2, 1, False, 1),
-            (0, 1, False, 1),
-            (2, 0, False, 1),
-        ),
-        (
-            "mopd",
-            "positive",
-            False,
-            (1, 0, False, 1),
-            (2, 0, False, 1),
-            (0, 0, False, 0),
-            (2, 0, False, 1),
-        ),
-        (
-            "mopd",
-            "contrastive",
-            True,
-            (1, 1, False, 1),
-            (2, 1, False, 1),
-            (0, 1, True, 1),
-            (2, 0, False, 1),
-        ),
-        (
-            "mopd",
-            "positive",
-            True,
-            (1, 0, False, 1),
-            (2, 0, False, 1),
-            (0, 0, True, 1),
-            (2, 0, False, 1),
-        ),
-        (
-            "mopd",
-            "random",
-            False,
-            (1, 1, False, 1),
-            (2, 1, False, 1),
-            (0, 1, False, 1),
-            (2, 0, False, 1),
-        ),
-        (
-            "mopd",
-            "unrelated",
-            False,
-            (2, 0, False, 1),
-            (3, 0, False, 1),
-            (1, 0, False, 1),
-            (2, 0, False, 1),
-        ),
-        (
-            "mopd",
-            "success_only",
-            False,
-            (1, 0, False, 1),
-            (2, 0, False, 1),
-            (0, 0, False, 0),
-            (2, 0, False, 1),
-        ),
-        (
-            "sdpo",
-            None,
-            False,
-            (1, 0, False, 1),
-            (1, 0, False, 1),
-            (0, 0, True, 1),
-            (1, 0, False, 1),
-        ),
-        (
-            "opd",
-            None,
-            False,
-            (0, 0, False, 1),
-            (0, 0, False, 1),
-            (0, 0, False, 1),
-            (0, 0, False, 1),
-        ),
-        (
-            "rft",
-            None,
-            False,
-            (0, 0, False, 1),
-            (0, 0, False, 0),
-            (0, 0, False, 0),
-            (0, 0, False, 1),
-        ),
-    ],
-)
-def test_plan_shows_each_rollout_what_its_method_says(
-    method, peers, feedback, mixed_right, mixed_wrong, all_wrong, all_right
-):
+# Successes and failures among the peers, "f" for feedback, "-" for nothing and therefore weight 0.
+PLANS = """
+    method peers        feedback  mixed,right  mixed,wrong  all-wrong  all-right
+    mopd   contrastive  no        1+1          2+1          0+1        2+0
+    mopd   positive     no        1+0          2+0          -          2+0
+    mopd   contrastive  yes       1+1          2+1          0+1f       2+0
+    mopd   positive     yes       1+0          2+0          0+0f       2+0
+    mopd   random       no        1+1          2+1          0+1        2+0
+    mopd   unrelated    no        2+0          3+0          1+0        2+0
+    mopd   success_only no        1+0          2+0          -          2+0
+    sdpo   None         no        1+0          1+0          0+0f       1+0
+    opd    None         no        0+0          0+0          0+0        0+0
+    rft    None         no        0+0          -            -          0+0
+"""
+
+
+def from_table(cell):
+    if cell == "-":
+        return 0, 0, False, 0
+    successes, failures = cell.rstrip("f").split("+")
+    return int(successes), int(failures), cell.endswith("f"), 1
+
+
+@pytest.mark.parametrize("row", PLANS.strip().splitlines()[1:])
+def test_plan_shows_each_rollout_what_its_method_says(row):
+    method, peers, feedback, *cells = row.split()
+    mixed_right, mixed_wrong, all_wrong, all_right = map(from_table, cells)
     attempts = step()
-    plan(attempts, method=method, peers=peers, feedback=feedback)
+    plan(attempts, method=method, peers=peers, feedback=feedback == "yes")
     assert shown(attempts) == [mixed_right, mixed_wrong] * 2 + [all_wrong] * 4 + [all_right] * 4
     for i, a in enumerate(attempts):
         others = a.peers.successes + a.peers.failures
