@@ -4,9 +4,10 @@ and algorithm (SDPO).
 Needs trl (requirements.txt here). The workload: a Llama of 17M parameters with random float32
 weights, 8 prompts of 60 to 120 tokens x 8 rollouts x 64 tokens, reward by a checksum of the text
 (half of them succeed), a teacher (EMA 0.05) that reads one success, the student's top 100 tokens
-and the rest compared by JSD, importance weights clipped at 2, AdamW. Each side runs in fresh
-processes, alternating; the first step of each is left out. Memory is the peak resident set during
-the steps above what was resident before the first.
+and the rest compared by JSD, importance weights clipped at 2, AdamW. Micro-batches are of equal
+size: 8 rows of TRL's, 2,048 tokens of ours. Each side runs in fresh processes, alternating; the
+first step of each is left out. Memory is the peak resident set during the steps above what was
+resident before the first.
 
     python benchmarks/bench_trl.py       # 5 pairs, about 15 minutes on two CPU cores
 """
@@ -30,16 +31,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-VOCABULARY, PROMPTS, ROLLOUTS, NEW_TOKENS, TOP_K, IS_CLIP, LR, EMA = (
-    49152,
-    8,
-    8,
-    64,
-    100,
-    2.0,
-    1e-5,
-    0.05,
-)
+VOCABULARY, PROMPTS, ROLLOUTS, NEW_TOKENS = 49152, 8, 8, 64
+TOP_K, IS_CLIP, LR, EMA = 100, 2.0, 1e-5, 0.05
+MICRO_TOKENS = 2048  # TRL's 8 rows are about as many: 8 x (124 to 184) tokens, and contexts
 CHAT = (
     "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} <|end|> {% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -131,7 +125,15 @@ def run_ours(steps, top_k):
         mopd.plan(attempts, method="sdpo", seed=step)
         mopd.write_contexts(attempts, teacher, peer_tokens=NEW_TOKENS, longest=2048)
         optimizer.zero_grad(set_to_none=True)
-        mopd.backward(student, teacher, attempts, top_k=top_k, is_clip=IS_CLIP, parts=FAST)
+        mopd.backward(
+            student,
+            teacher,
+            attempts,
+            top_k=top_k,
+            is_clip=IS_CLIP,
+            micro_tokens=MICRO_TOKENS,
+            parts=FAST,
+        )
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         teacher.update(student, EMA)
