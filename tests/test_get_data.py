@@ -111,7 +111,10 @@ def test_a_split_of_a_data_set_is_downloaded_with_all_its_shards_and_kept(hub):
     assert lists == [train, "['2+1?']", "['3+1?']", train], done
     assert "2 data sets: write someone/sums:main/train or someone/sums:other/train" in refused
     # without a network: from what was downloaded
-    assert run(*read(*specs), offline="1").stdout.splitlines() == lists
+    said = run(*read(*specs), offline="1").stdout.splitlines()
+    assert [line for line in said if line.startswith("[")] == lists
+    assert len(said) == len(lists) + 3, said  # a line where files had to be listed: not for FILE
+    assert said[0].startswith("someone/sums: the Hub gave no list of files")
 
 
 def test_bfcls_answers_are_downloaded_with_its_questions(hub, tmp_path):
