@@ -96,22 +96,20 @@ def distill_loss(
     states (float32, bfloat16, float64; autocast is ignored), all else in float32 (float64). A head
     of another dtype is cast for the products, its gradient adds up in float32. Backward runs once.
 
-    divergence: one of DIVERGENCES, or "nll", which is `nll_loss` and takes no teacher.
     top_k: compare the student's top_k tokens one by one and all others as one bucket.
     temperature: divides the logits of both sides.
     sampled_ids: (N,) int64, asks for their log-probabilities.
     is_clip: multiply weights by min(exp(student_logprobs - sampled_logprobs), is_clip), a constant
         for the gradient; sampled_logprobs (N,) are the sampler's.
     chunk_size: tokens at a time, by default CHUNK_SIZE.
-
     Raises ValueError for arguments that do not fit together.
     """
     sides = [(student_hidden, as_head(student_head))]
     if divergence != "nll":
         sides.append((teacher_hidden, as_head(teacher_head)))
-    rows = dict(weights=weights, sampled_ids=sampled_ids, sampled_logprobs=sampled_logprobs)
+    per_token = dict(weights=weights, sampled_ids=sampled_ids, sampled_logprobs=sampled_logprobs)
     numbers = dict(top_k=top_k, temperature=temperature, is_clip=is_clip, chunk_size=chunk_size)
-    check(sides, rows, divergence, **numbers)
+    check(sides, per_token, divergence, **numbers)
     (hidden, head), gradients = sides[0], new_gradients(*sides[0])
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         sides = [(x, w.at(temperature, x.dtype)) for x, w in sides]
@@ -140,7 +138,7 @@ def nll_loss(
     weights: Tensor,
     **options,
 ) -> DistillOutput:
-    """-sum_n weights[n] * log p_n(sampled_ids[n]): `distill_loss` without a teacher, same options.
+    """-sum_n weights[n] * log p_n(sampled_ids[n]): `distill_loss` of divergence "nll", no teacher.
 
     Weights of 1/N give supervised training; advantages, of either sign, give the policy gradient.
     """
@@ -198,7 +196,7 @@ def chunks(weights: Tensor, chunk_size: int | None) -> Iterator[tuple[Tensor, bo
 
 
 def _differentiate(sides, ids, divergence, top_k):
-    """D and each side's log p(ids), (1 + sides, n); dD / d(scale * (h W^T + b)), (n, V)."""
+    """(1 + sides, n): D, each side's log p(ids); (n, V): the gradient by scale * (h W^T + b)."""
     z, *z_teacher = logits = [head.logits(hidden) for hidden, head in sides]
     values = [z.new_zeros(len(z)) for _ in sides]
     if ids is not None:
@@ -238,16 +236,20 @@ def _kl(p, a):
 
 
 def _compare_top_k(z, z_teacher, divergence, top_k):
-    """As `_compare`, on the student's top_k tokens and one bucket of all others."""
-    top, few = z.topk(top_k, dim=1).indices, []  # the choice of tokens is not differentiated
-    for x in (z_teacher, z):
-        kept = x.gather(1, top)
-        # over the others alone: log(1 - sum of the top) is off by nats where the top has nearly all
-        share, rest = _softmax(x.scatter_(1, top, -math.inf))  # (n, V), (n,)
-        few.append(torch.cat([kept, rest[:, None].to(z.dtype)], dim=1))  # (n, top_k + 1)
-    value, gradient = _compare(few[1], few[0], divergence)
-    # the bucket's gradient reaches the student's other tokens by their shares of the bucket
+    """As `_compare`, on the student's top_k tokens and one bucket of all others. Uses up both."""
+    top = z.topk(top_k, dim=1).indices  # the choice of tokens is not differentiated
+    (few, share), (few_teacher, _) = _collapse(z, top), _collapse(z_teacher, top)
+    value, gradient = _compare(few, few_teacher, divergence)
+    # the bucket's gradient reaches its tokens by their shares of it
     return value, share.mul_(gradient[:, top_k:]).scatter_(1, top, gradient[:, :top_k])
+
+
+def _collapse(z, top):
+    """z at `top` and the bucket's logit, (n, top_k + 1); shares of the bucket, (n, V)."""
+    kept = z.gather(1, top)
+    # over the others alone: log(1 - sum of the top) is off by nats where the top has nearly all
+    share, rest = _softmax(z.scatter_(1, top, -math.inf))
+    return torch.cat([kept, rest[:, None].to(z.dtype)], dim=1), share
 
 
 def _softmax(z):
@@ -258,6 +260,7 @@ def _softmax(z):
 
 def new_gradients(hidden: Tensor, head: Head) -> list[Tensor | None]:
     """Zeros for hidden states, weight and bias; None where no gradient is asked for."""
+
     wide, zeros = wide_dtype(hidden), []
     for x, dtype in ((hidden, hidden.dtype), (head.weight, wide), (head.bias, wide)):
         wanted = x is not None and x.requires_grad and torch.is_grad_enabled()
@@ -301,13 +304,10 @@ def wide_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def check(sides, rows, divergence, **positive) -> None:
-    """Raises ValueError where the arguments of `distill_loss` do not fit together.
-
-    rows: the tensors of shape (N,) by name. positive: the numbers by name. None is not given.
-    """
+def check(sides, per_token, divergence, **positive) -> None:
+    """ValueError where arguments of `distill_loss` do not fit. per_token: tensors (N,) by name."""
     hidden, (n, v) = sides[0][0], map(len, (sides[0][0], sides[0][1].weight))
-    tensors = [(name, x, (n,)) for name, x in rows.items()]
+    tensors = [(name, x, (n,)) for name, x in per_token.items()]
     for side, (x, w) in zip(("student", "teacher"), sides, strict=False):
         tensors += [(f"{side}_hidden", x, (n, x.shape[-1])), (f"{side}_head.bias", w.bias, (v,))]
         tensors.append((f"{side}_head (cut to a shared V)", w.weight, (v, x.shape[-1])))
@@ -322,7 +322,7 @@ def check(sides, rows, divergence, **positive) -> None:
             raise ValueError(f"{name} must be {shape}, {dtypes} on {hidden.device}, not {found}")
     needed = ["sampled_ids"] * (divergence == "nll")
     needed += [] if positive["is_clip"] is None else ["sampled_ids", "sampled_logprobs"]
-    if missing := [name for name in needed if rows[name] is None]:
+    if missing := [name for name in needed if per_token[name] is None]:
         raise ValueError(f"nll_loss and is_clip need {missing[0]}")
     if divergence not in (*DIVERGENCES, "nll"):
         raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, not {divergence!r}")

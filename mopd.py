@@ -6,16 +6,14 @@
     loss = sum_i sum_t w_it D( student(. | problem, y_i<t), teacher(. | problem, peers_i, y_i<t) )
 
 D is the Jensen-Shannon divergence by default (directions: loss.py); w holds one normaliser for the
-whole step. The loss is a divergence, not a reward: it starts small and need not fall. A *success*
-is right and stopped by itself, a *failure* wrong and stopped; a truncated rollout is neither and is
-never shown, but it is trained on. `plan` decides what each method learns from a rollout.
+whole step. A *success* is right and stopped by itself, a *failure* wrong and stopped. A truncated
+rollout is neither: it is never shown to others, learns from their peers as a wrong one does, and
+has reward 0 in grpo. `plan` decides what each method learns. About the paper: docs/deviations.md.
 
     attempts = sample(student, tokenizer, problems, k=8, task="math", ...)
     plan(attempts, method="mopd", peers="contrastive", ...)
     write_contexts(attempts, teacher, ...)
     metrics = backward(student, teacher, attempts, ...)      # gradients are in student.parameters()
-
-Differences from the paper: docs/deviations.md.
 """
 
 import contextlib
@@ -156,7 +154,7 @@ def sample(
 def plan(attempts, *, method, peers="contrastive", feedback=True, seed=0) -> None:
     """Set every attempt's peers, feedback and weight: what each method learns from a rollout.
 
-    method, peers      only it succeeded    nobody succeeded         otherwise
+    method, peers      only it succeeded    nobody succeeded         others succeeded
     mopd contrastive   one failure          one failure, feedback    two successes, one failure
     mopd positive      weight 0             feedback                 two successes
     sdpo               weight 0             feedback                 one success
@@ -164,9 +162,10 @@ def plan(attempts, *, method, peers="contrastive", feedback=True, seed=0) -> Non
     grpo               no teacher: weight = (r - group mean) / (group std + 1e-4)
     rft                no teacher: weight 1 for a success, else 0
 
-    Feedback is the verifier's on the rollout itself; `feedback=False` leaves it out of mopd. A
-    rollout with neither peers nor feedback has weight 0. Truncated attempts and those that say
-    nothing are never shown. Controls: see peer_context.choose_control.
+    Peers are up to so many: attempts that were truncated or say nothing are never shown. Feedback
+    is the verifier's on the rollout itself; `feedback=False` leaves it out of mopd. A rollout with
+    neither peers nor feedback has weight 0. Controls: see peer_context.choose_control. seed:
+    another one for each step.
     """
     texts = [peer_context.strip_thinking(a.text) for a in attempts]
     told = {
@@ -177,7 +176,8 @@ def plan(attempts, *, method, peers="contrastive", feedback=True, seed=0) -> Non
     }
     for i, a in enumerate(attempts):
         if method in ("mopd", "sdpo"):
-            kind, told["seed"] = "sdpo" if method == "sdpo" else peers, (seed, a.problem.key)
+            kind = "sdpo" if method == "sdpo" else peers
+            told["seed"] = (seed, a.problem.key)
             successes, failures = SLOTS.get(kind, SLOTS["contrastive"])
             a.peers = like = choose_peers(i=i, n_success=successes, n_failure=failures, **told)
             if kind not in SLOTS:
@@ -204,11 +204,11 @@ def write_contexts(
     """Fill in teacher_text and teacher_ids of attempts with a weight; returns counts.
 
     layout: how the peers are written, see peer_context.teacher_messages. Each peer is cut to
-    `peer_tokens` (head and tail kept). While prompt and completion exceed `longest` tokens, a peer
-    is dropped: extra successes first, then the failure, the first success, the feedback. The
-    problem, the instruction and the generation prompt are never cut. An attempt whose context has
-    nothing left, or still does not fit, or that contains an id beyond teacher.vocabulary, gets
-    weight 0. Counts: peers shortened, peers or feedback dropped, tokens of all contexts.
+    `peer_tokens` (head and tail kept). While the teacher's prompt and the completion exceed
+    `longest` tokens, a peer is dropped: extra successes first, then the failure, the first success,
+    the feedback; the problem and the instruction are never cut. Weight 0: no peer or feedback is
+    left, it is still too long, or the completion has an id beyond teacher.vocabulary. Counts: peers
+    shortened, peers or feedback dropped, tokens of all contexts.
     """
     counts = {"peers_shortened": 0, "peers_dropped": 0, "context_tokens": 0}
     shown = {j for a in attempts if a.weight for j in a.peers.successes + a.peers.failures}
@@ -258,11 +258,11 @@ def peer_body(text: str, tokenizer, budget: int) -> tuple[str, bool]:
 # --- 3. score and differentiate ---
 
 
-student_prompt, teacher_prompt = attrgetter("rollout.prompt_ids"), attrgetter("teacher_ids")
+student_prompt_ids, teacher_prompt_ids = attrgetter("rollout.prompt_ids"), attrgetter("teacher_ids")
 
 
 def longer_prompt(attempt: Attempt) -> list[int]:
-    return max(student_prompt(attempt), teacher_prompt(attempt), key=len)
+    return max(student_prompt_ids(attempt), teacher_prompt_ids(attempt), key=len)
 
 
 def microbatches(attempts, budget: int, prompt=longer_prompt, model=None) -> list[list[Attempt]]:
@@ -330,9 +330,10 @@ def backward(
 
     The normaliser is taken over the whole step before the first backward pass, so the gradients of
     the micro-batches, and of the processes, simply add up. reduction "token": the number of
-    completion tokens; "sequence": the number of attempts, each by its mean token. Only attempts
-    with a weight count (for grpo: all). Without any the loss is 0, without a gradient.
-    temperature: the sampler's. is_clip: exact for samples with top_p = 1. Metrics: docs/metrics.md.
+    completion tokens; "sequence": the number of attempts, each by its mean token. It counts the
+    attempts of weight other than 0; for grpo all, so that a group of equal rewards dilutes the step
+    instead of raising the others' share. Without any the loss is 0, without a gradient.
+    temperature: the sampler's, above 0. is_clip: see distill_loss. Metrics: docs/metrics.md.
     """
     teaches, seconds = method not in NO_TEACHER, {} if seconds is None else seconds
     counted = attempts if method == "grpo" else [a for a in attempts if a.weight]
@@ -343,7 +344,7 @@ def backward(
         options |= dict(divergence=divergence, top_k=top_k)
         with timed(seconds, "teacher", student):
             states = teacher_states(teacher, attempts, micro_tokens, autocast, parts)
-    for batch in my_microbatches(attempts, micro_tokens, student_prompt, student, parts):
+    for batch in my_microbatches(attempts, micro_tokens, student_prompt_ids, student, parts):
         with timed(seconds, "student", student):
             targets = targets_of(batch, total, reduction, student.device)
             score = functools.partial(
@@ -354,7 +355,7 @@ def backward(
             value.backward()
             sums.add(batch, out, targets)
     if teaches:
-        parallel.release(teacher.model)  # gathered until here: the loss needs its head
+        parallel.release(teacher.model)  # its FSDP shards were gathered until here, for its head
     return sums.metrics(teaches)
 
 
@@ -370,18 +371,19 @@ def my_microbatches(attempts, budget: int, prompt, model, parts: Parts) -> list[
     lists = [parts.microbatches(share, budget, prompt, model) for share in shares]
     [mine] = parallel.share(lists)
     missing = max(map(len, lists)) - len(mine)
+    # One of ours, or rank 0's only one: the teacher's pass has its states, too.
     return mine + [[replace((mine or lists[0])[-1][-1], weight=0.0)] for _ in range(missing)]
 
 
 @torch.no_grad()
 def teacher_states(teacher: Teacher, attempts, budget: int, autocast, parts) -> dict:
-    """{id of the rollout: the teacher's final hidden states (T, D)}; small beside its activations.
+    """{id(a.rollout), which padding copies share: the teacher's final hidden states (T, D)}.
 
     A pass of its own, before the student's: the teacher reads longer rows, so its micro-batches
     hold fewer, and equal contexts stand side by side.
     """
     found = {}
-    for batch in my_microbatches(attempts, budget, teacher_prompt, teacher.model, parts):
+    for batch in my_microbatches(attempts, budget, teacher_prompt_ids, teacher.model, parts):
         prompts, completions = [a.teacher_ids for a in batch], [a.rollout.ids for a in batch]
         forward = functools.partial(parts.hidden_states, teacher.model, prompts, completions)
         with autocast():

@@ -25,8 +25,8 @@ ANOTHER_SUCCESS = "\n\nAnother correct solution to this problem:\n\n"
 FAILURE = "\n\nAn incorrect attempt at this problem, whose mistake must not be repeated:\n\n"
 FEEDBACK = "\n\nWhat was wrong with your own earlier attempt:\n\n"
 INSTRUCTION = "\n\nNow solve the original problem correctly, in the required form."
-# The same as turns of a conversation. Feedback is about the rollout to be scored, which is never
-# shown: the wording keeps it apart from the failure that stands just before it.
+# For turns. Feedback is about the rollout to be scored, which is never shown. A failure may stand
+# just before it: "another attempt" says that it is not about that one.
 RIGHT, WRONG = "That is right. ", "That is wrong. "
 TURN_FEEDBACK = "\n\nWhat was wrong with another attempt of yours, which is not shown here:\n\n"
 LAYOUTS = ("turn", "turns")
@@ -44,7 +44,7 @@ LEAK_PHRASES = tuple(
 
 @dataclass(frozen=True)
 class Peers:
-    """Positions in the group: the peers shown as successes and those shown as failures."""
+    """Places in the lists given to choose_peers: those shown as successes, those as failures."""
 
     successes: tuple[int, ...]
     failures: tuple[int, ...]
@@ -104,18 +104,18 @@ def draw(candidates, n, texts, rng, *, taken=()) -> tuple[int, ...]:
 
 
 def choose_control(kind, group, correct, i, *, usable, texts, seed=0) -> Peers:
-    """An ablation with as many peers as contrastive: only *which* peers are shown changes.
+    """An ablation: up to as many peers as contrastive would show, other ones.
 
-    The lists run over the whole step; arguments and the positions in the answer are as for
-    choose_peers. Slots that cannot be filled stay empty, counted in `empty`. "random": same slots
-    and labels, drawn from the group whatever the verdict. "unrelated": every slot a success of
-    another problem, labelled a success. "success_only": the failure slot becomes one more success.
+    "random": drawn from the group whatever the verdict, with the labels that contrastive would
+    show. "unrelated": successes of other problems, labelled successes. "success_only": the failure
+    becomes one more success. The lists run over the whole step, otherwise the arguments are those
+    of choose_peers. Slots that cannot be filled stay empty, counted in `empty`.
     """
     members = [j for j in range(len(correct)) if group[j] == group[i]]
     told = {"usable": usable, "texts": texts, "group": group, "seed": seed}
     like = choose_peers(correct, i, n_success=2, n_failure=1, **told)
     slots = len(like.successes) + len(like.failures)
-    # Not i itself, which depends on the order of the problems in the step.
+    # By i's place in its group: i itself would change with the order of the problems in the step.
     rng = random.Random(repr((seed, members.index(i), kind)))
     others = [j for j in members if j != i and usable[j]]
     if kind == "random":
@@ -154,12 +154,11 @@ def teacher_turns(problem, *, successes=(), failures=(), feedback="") -> list[di
     """What the teacher reads as a conversation: [{"role": "user" or "assistant", "content"}, ...].
 
     Each peer is an exchange: the problem as the user's turn, the attempt as the assistant's; its
-    verdict opens the user turn that follows. Failures come first, so that the last thing read is a
-    success. The problem stands at the end once more, with the feedback on the rollout that is
-    scored, if there is any. Roles alternate, and a chat template sees only what it was made for. A
-    small model follows its own kind of turns better than a description of them in one turn, at the
-    cost of one more copy of the problem for every peer. Without peers and feedback: the bare
-    problem.
+    verdict opens the user turn that follows. Unlike in teacher_prompt failures come first, so that
+    the last attempt read is a success; then comes the problem again, with the feedback on the
+    rollout that is scored, if there is any. Roles alternate, as chat templates expect. A copy of
+    the problem for every peer is the price (does it pay? docs/layouts.md). Without peers and
+    feedback: the bare problem.
     """
     messages, verdict = [], ""
     for text, after in [(text, WRONG) for text in failures] + [(text, RIGHT) for text in successes]:
@@ -197,7 +196,7 @@ def strip_thinking(text) -> str:
         kept = ""
         for piece in closed:
             before, opened, _ = piece.partition("<think>")
-            kept = kept + before if opened else ""  # a lone closing tag
+            kept = (kept + before) if opened else ""  # a lone </think> takes all before it
         text = kept + rest.partition("<think>")[0]
     return text.strip()
 

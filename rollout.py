@@ -1,7 +1,7 @@
 """Sample K rollouts for each of P prompts from a causal language model of transformers.
 
 It works on token ids and knows nothing of text, rewards or training. Each token is sampled by
-inverting the cumulative distribution function of the model's full softmax:
+inverting the cumulative distribution function of the full softmax (or of its top_p mass):
 
     id = min { i : p_0 + ... + p_i > u },   p = softmax(logits / temperature)
     u = uniform(seed, key, j, t)            for token t of rollout j of the prompt with this key
@@ -160,7 +160,7 @@ def prefill(model, prompts):
     # On the left, so that all rows end in the same column. Any id will do: the mask hides it.
     ids = [[prompt[0]] * n + list(prompt) for prompt, n in zip(prompts, padding, strict=True)]
     ids, padding = (torch.tensor(numbers, device=model.device) for numbers in (ids, padding))
-    cache, size = None, length  # a recurrent state: in one pass, into a cache that the model makes
+    cache, size = None, length  # a recurrent state: one pass, and the model makes its cache
     if can_pad(model):
         # Made without a config, the cache keeps all columns of sliding layers, too; the model's
         # mask hides those outside the window.
@@ -168,7 +168,7 @@ def prefill(model, prompts):
     for start in range(0, length, size):
         logits, cache = forward(model, ids[:, start : start + size], padding, start, cache)
     if type(cache) is not DynamicCache and not hasattr(cache, "linear_cache"):
-        # a class of its own may hold state that is not copied
+        # a class of its own may hold state that `reorder` does not copy
         kind = f"{type(model).__name__} keeps its state in {type(cache).__name__}"
         raise ValueError(f"{kind}, whose rows this sampler cannot expand to k rollouts")
     return logits, cache, padding
@@ -197,8 +197,8 @@ def can_pad(model: PreTrainedModel) -> bool:
 def max_positions(model: PreTrainedModel) -> int | None:
     """The longest sequence that the model can read; None: any.
 
-    A table of positions ends. Rotary positions go on, but the factors of dynamic and long-rope ones
-    follow the longest row of the batch once it has outgrown the original length.
+    A learned table of positions ends. Rotary positions go on; dynamic and long-rope ones rescale
+    all rows by the batch's longest one beyond the original length, which is therefore the limit.
     """
     config = model.config.get_text_config(decoder=True)
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
@@ -236,7 +236,7 @@ def invert_cdf(weights: Tensor, u: Tensor) -> Tensor:
     upto = blocks.sum(-1).double().cumsum(-1)  # (R, V / BLOCK)
     target = (u * upto[:, -1])[:, None]
     block = torch.searchsorted(upto, target, right=True)
-    block.clamp_(max=upto.shape[1] - 1)  # a NaN is past the end
+    block.clamp_(max=upto.shape[1] - 1)  # NaN points past the end; `decode` raises, by its logprob
     before = torch.where(block > 0, upto.gather(1, (block - 1).clamp_(min=0)), 0.0)
     inside = blocks[torch.arange(rows, device=block.device), block[:, 0]].double().cumsum(-1)
     # The two running sums round apart: keep the target below the end of the block.

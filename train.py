@@ -462,7 +462,7 @@ def train_step(run: Run, step: int, abandonable=contextlib.nullcontext):
         every = [dataclasses.replace(a, weight=1.0) for a in attempts]
 
         def one_at_a_time(micro_tokens):
-            batches = parts.microbatches(every, micro_tokens, mopd.student_prompt, run.student)
+            batches = parts.microbatches(every, micro_tokens, mopd.student_prompt_ids, run.student)
             return all(len(batch) == 1 for batch in batches)
 
         (metrics, view), more = checkpoint.within_memory(

@@ -184,8 +184,8 @@ def main():
         2 * as_head(head(teacher.model)).weight.numel() * tokens
     )  # the loss multiplies with the teacher's, too
     work = {
-        "teacher": flops(teacher.model, lengths(scored, mopd.teacher_prompt), 0),
-        "student": 3 * flops(student, lengths(scored, mopd.student_prompt), tokens) + of_head,
+        "teacher": flops(teacher.model, lengths(scored, mopd.teacher_prompt_ids), 0),
+        "student": 3 * flops(student, lengths(scored, mopd.student_prompt_ids), tokens) + of_head,
     }
     median = {k: statistics.median(r[k] for r in rows[1:] or rows) for k in rows[0]}
     generated = sum(len(a.rollout.ids) for a in attempts)

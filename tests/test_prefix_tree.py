@@ -108,18 +108,18 @@ def test_batches_hold_every_attempt_once_and_stay_within_the_budget(budget):
     attempts = attempts_of(prompts, completions, [n // 6 for n in range(len(prompts))])
     attempts[3].weight = 0.0
     model = AutoModelForCausalLM.from_config(GPT2Config(**SIZES)).eval()
-    batches = fast_scoring.microbatches(attempts, budget, mopd.teacher_prompt, model)
+    batches = fast_scoring.microbatches(attempts, budget, mopd.teacher_prompt_ids, model)
     counted = [id(a) for batch in batches for a in batch]
     assert sorted(counted) == sorted(id(a) for n, a in enumerate(attempts) if n != 3)
     for batch in batches:
-        size = len(batch) * fast_scoring.longest(batch, mopd.teacher_prompt)
+        size = len(batch) * fast_scoring.longest(batch, mopd.teacher_prompt_ids)
         prompts, ids = [a.teacher_ids for a in batch], [a.rollout.ids for a in batch]
         shared = fast_scoring.shared_size(prompts, ids)
         assert len(batch) == 1 or (shared or size) <= budget
     if budget == 10**6:
         assert len(batches) == 1
     if budget == 200:  # more than whole rows would allow
-        whole = mopd.microbatches(attempts, budget, mopd.teacher_prompt)
+        whole = mopd.microbatches(attempts, budget, mopd.teacher_prompt_ids)
         assert len(batches) < len(whole)
 
 
@@ -127,8 +127,8 @@ def test_model_that_cannot_share_gets_the_plain_batches():
     prompts, completions = rows_of_groups(0)
     attempts = attempts_of(prompts, completions, [n // 6 for n in range(len(prompts))])
     model = AutoModelForCausalLM.from_config(GPT2Config(**SIZES)).train()
-    found = fast_scoring.microbatches(attempts, 200, mopd.teacher_prompt, model)
-    assert found == mopd.microbatches(attempts, 200, mopd.teacher_prompt)
+    found = fast_scoring.microbatches(attempts, 200, mopd.teacher_prompt_ids, model)
+    assert found == mopd.microbatches(attempts, 200, mopd.teacher_prompt_ids)
 
 
 def test_rows_that_share_too_little_stay_within_the_budget_as_whole_rows():
@@ -137,5 +137,5 @@ def test_rows_that_share_too_little_stay_within_the_budget_as_whole_rows():
     prompts = [tokens(rng, 300), *(tokens(rng, 10) for _ in range(6))]
     attempts = attempts_of(prompts, [tokens(rng, 8)] * 7, range(7))
     model = AutoModelForCausalLM.from_config(GPT2Config(**SIZES)).eval()
-    for batch in fast_scoring.microbatches(attempts, 400, mopd.teacher_prompt, model):
-        assert len(batch) * fast_scoring.longest(batch, mopd.teacher_prompt) <= 400
+    for batch in fast_scoring.microbatches(attempts, 400, mopd.teacher_prompt_ids, model):
+        assert len(batch) * fast_scoring.longest(batch, mopd.teacher_prompt_ids) <= 400
