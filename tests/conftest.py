@@ -37,6 +37,17 @@ def rows(data_dir):
     return read
 
 
+@pytest.fixture
+def two_threads():
+    """As a run has by default on two cores: what threads add up in any order would not repeat."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with model/ (random weights), train.jsonl and eval.jsonl of the math world."""

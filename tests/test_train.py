@@ -285,13 +285,15 @@ def test_a_run_writes_metrics_samples_settings_and_an_ordinary_checkpoint(folder
     assert not list((tmp_path / "out").glob("*.tmp"))
 
 
-def test_two_runs_of_the_same_settings_are_equal_and_another_seed_is_not(folder, tmp_path):
+def test_two_runs_of_the_same_settings_are_equal_and_another_seed_is_not(
+    folder, tmp_path, two_threads
+):
     for name, more in (("a", []), ("b", []), ("c", ["--seed", "1"])):
         train.main(flags(folder, tmp_path / name, *more))
     assert steps_of(tmp_path / "a") == steps_of(tmp_path / "b") != steps_of(tmp_path / "c")
 
 
-def test_a_resumed_run_is_the_run_that_never_stopped(folder, tmp_path):
+def test_a_resumed_run_is_the_run_that_never_stopped(folder, tmp_path, two_threads):
     """The teacher and the optimizer must be in the checkpoint, and the data must go on where it
     was."""
     train.main(flags(folder, tmp_path / "whole", "--steps", "4", "--ema-rate", "0.5"))
