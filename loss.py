@@ -30,10 +30,7 @@ CHUNK_SIZE = {"cpu": 256, "cuda": 1024}  # tokens; a GPU needs larger products t
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """An output layer with logits z = cap * tanh(scale * (h W^T + b) / cap); no tanh without cap.
-
-    May go wherever a head matrix goes. Granite and Cohere have a scale, Gemma 2 a cap, Phi a bias.
-    """
+    """May stand for a head matrix: cap * tanh(scale * (h W^T + b) / cap), no tanh without cap."""
 
     weight: Tensor  # (V, D)
     bias: Tensor | None = None  # (V,)
@@ -105,7 +102,7 @@ def distill_loss(
     Raises ValueError for arguments that do not fit together.
     """
     sides = [(student_hidden, as_head(student_head))]
-    if divergence != "nll":
+    if teacher_head is not None:
         sides.append((teacher_hidden, as_head(teacher_head)))
     per_token = dict(weights=weights, sampled_ids=sampled_ids, sampled_logprobs=sampled_logprobs)
     numbers = dict(top_k=top_k, temperature=temperature, is_clip=is_clip, chunk_size=chunk_size)
@@ -138,12 +135,12 @@ def nll_loss(
     weights: Tensor,
     **options,
 ) -> DistillOutput:
-    """-sum_n weights[n] * log p_n(sampled_ids[n]): `distill_loss` of divergence "nll", no teacher.
+    """-sum_n weights[n] * log p_n(sampled_ids[n]): `distill_loss` without a teacher or top_k.
 
     Weights of 1/N give supervised training; advantages, of either sign, give the policy gradient.
     """
-    options |= dict(sampled_ids=sampled_ids, divergence="nll")
-    return distill_loss(student_hidden, student_head, None, None, weights, **options)
+    fixed = dict(sampled_ids=sampled_ids, divergence="nll", top_k=None)
+    return distill_loss(student_hidden, student_head, None, None, weights, **fixed, **options)
 
 
 def naive_distill_loss(
@@ -324,8 +321,9 @@ def check(sides, per_token, divergence, **positive) -> None:
     needed += [] if positive["is_clip"] is None else ["sampled_ids", "sampled_logprobs"]
     if missing := [name for name in needed if per_token[name] is None]:
         raise ValueError(f"nll_loss and is_clip need {missing[0]}")
-    if divergence not in (*DIVERGENCES, "nll"):
-        raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, not {divergence!r}")
+    known = DIVERGENCES if len(sides) == 2 else ["nll"]
+    if divergence not in known:
+        raise ValueError(f"divergence must be one of {', '.join(known)}, not {divergence!r}")
     for name, x in positive.items():
         if x is not None and not x > 0:
             raise ValueError(f"{name} must be positive, not {x}")

@@ -333,7 +333,7 @@ def backward(
     completion tokens; "sequence": the number of attempts, each by its mean token. It counts the
     attempts of weight other than 0; for grpo all, so that a group of equal rewards dilutes the step
     instead of raising the others' share. Without any the loss is 0, without a gradient.
-    temperature: the sampler's, above 0. is_clip: see distill_loss. Metrics: docs/metrics.md.
+    temperature: the sampler's, above 0. is_clip: exact for top_p = 1. Metrics: docs/metrics.md.
     """
     teaches, seconds = method not in NO_TEACHER, {} if seconds is None else seconds
     counted = attempts if method == "grpo" else [a for a in attempts if a.weight]

@@ -40,7 +40,7 @@ import mopd
 import rollout
 import verifiers
 from loss import DIVERGENCES
-from runtime import checkpoint, fast_scoring, measure, parallel, report
+from runtime import checkpoint, fast_scoring, first_line, measure, parallel, report
 from runtime.checkpoint import append
 from runtime.fast_rollout import fused_norms, generate, rows_in_memory
 from runtime.metrics import describe
@@ -218,7 +218,7 @@ class Settings:
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"--device {self.device}: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"--device {self.device}: {first_line(error)}") from None
         self.dtype = self.dtype or ("bfloat16" if self.device.startswith("cuda") else "float32")
         if self.method not in ("mopd", "sdpo"):
             self.layout = "turn"  # for the token view, which shows peers in every run

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Expected: a row's logits do not depend on the other rows of a right-padded batch, beyond rounding.
-# Happens: with dynamic RoPE (NTK) the frequencies of the whole batch follow its longest row. A row of 12 tokens gets
-# other logits as soon as another row is longer than max_position_embeddings; its own padding is masked, no warning.
+# Expected: a row's logits do not depend on the other rows of a right-padded batch.
+# Happens: with dynamic RoPE the frequencies of the whole batch follow its longest row. 12 tokens get
+# other logits once another row exceeds max_position_embeddings; padding is masked, no warning.
 # Versions: transformers 5.23.0, torch 2.13.0.
-# Matters here: a sampler that batches prompts and a loss that scores micro-batches see two different models.
+# Matters here: a sampler that batches prompts and a loss in micro-batches see two different models.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -41,9 +41,10 @@ def change_by_company(rope_type, other_length):
     return (alone - beside).abs().max().item()
 
 
-moved = {(kind, n): change_by_company(kind, n) for kind in ("default", "dynamic") for n in (DECLARED, LONG)}
+kinds, lengths = ("default", "dynamic"), (DECLARED, LONG)
+moved = {(kind, n): change_by_company(kind, n) for kind in kinds for n in lengths}
 for (kind, n), value in moved.items():
-    print(f"{kind:8} rope, {SHORT} tokens beside a row of {n}: log-probabilities move by up to {value:.5f}")
+    print(f"{kind:8} rope, {SHORT} tokens beside {n}: log-probabilities move by up to {value:.5f}")
 small = max(value for key, value in moved.items() if key != ("dynamic", LONG))
 raise SystemExit(not (small < 1e-3 < 0.1 < moved["dynamic", LONG]))
 PYTHON

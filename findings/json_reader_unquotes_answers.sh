@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Expected: datasets reads {"answer": "007"} as the text 007, whatever other rows hold; or refuses a column of two types.
-# Happens: one row with a bare integer makes the column Json(), and every string in it that is itself JSON is parsed:
-# "007" arrives as the integer 7, "1e3" as 1000.0, "[1]" as a list. With strings alone all of them stay text. No warning.
+# Expected: datasets reads {"answer": "007"} as the text 007, or refuses a column of two types.
+# Happens: one row with a bare integer makes the column Json(), and its strings are parsed: "007"
+# arrives as the integer 7, "1e3" as 1000.0, "[1]" as a list. Strings alone stay text. No warning.
 # Versions: datasets 5.2.0.
-# Matters here: gold answers change type and value with the company they keep, and a verifier compares what is left.
+# Matters here: gold answers change with the company they keep; a verifier compares what is left.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -24,7 +24,8 @@ folder = Path(sys.argv[1])
 def read(name, answers):
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps({"answer": answer}) + "\n" for answer in answers))
-    table = datasets.load_dataset("json", data_files=str(path), cache_dir=str(folder / name))["train"]
+    files = {"data_files": str(path), "cache_dir": str(folder / name)}
+    table = datasets.load_dataset("json", **files)["train"]
     print(f"{name}: {answers} -> {table['answer'][:]}, {table.features['answer']}")
     return table["answer"][:]
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Expected: a model that keeps no key-value cache refuses the argument, so that decoding token by token fails at once.
-# Happens: OpenAIGPTLMHeadModel.forward takes any keyword. use_cache=True returns no cache, and the last token with
-# past_key_values=DynamicCache() is read as if nothing stood before it: other logits, no error, the cache stays empty.
-# Versions: transformers 5.23.0, torch 2.13.0.
-# Matters here: a sampler that decodes with a cache draws from a model that never read the prompt. Look at the output.
+# Expected: a model that keeps no key-value cache refuses the argument.
+# Happens: OpenAIGPTLMHeadModel.forward takes any keyword. use_cache=True returns no cache, and with
+# past_key_values=DynamicCache() the last token is read as if nothing stood before it: other logits,
+# no error, the cache stays empty. Versions: transformers 5.23.0, torch 2.13.0.
+# Matters here: a sampler that decodes with a cache draws from a model that never read the prompt.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -25,8 +25,8 @@ with torch.no_grad():
     bare = model(input_ids=ids[:, -1:]).logits[0, -1]
 print("the output of use_cache=True holds:", ", ".join(first.keys()))
 print("tokens in the cache after 8 were read with it:", cache.get_seq_length())
-print(f"next-token logits with the cache: {(last - whole).abs().max():.4f} off those of the whole row, "
-      f"{(last - bare).abs().max():.4f} off those of the last token alone")
+print(f"next-token logits with the cache: {(last - whole).abs().max():.4f} off those of the whole "
+      f"row, {(last - bare).abs().max():.4f} off those of the last token alone")
 unchanged = "past_key_values" not in first and cache.get_seq_length() == 0
 raise SystemExit(not (unchanged and torch.equal(last, bare) and (last - whole).abs().max() > 0.01))
 PYTHON

@@ -32,7 +32,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from runtime import parallel, templates
+from runtime import first_line, parallel, templates
 
 try:
     import fcntl
@@ -278,8 +278,7 @@ def save(run) -> None:
         if parallel.left_alone(error):
             raise
         cause = parallel.of_the_system(error)
-        reason = (str(cause).strip() or repr(cause)).splitlines()[0]
-        fault = OSError(f"cannot save {final}: {reason}")
+        fault = OSError(f"cannot save {final}: {first_line(cause)}")
         fault.everywhere = getattr(error, "everywhere", False)
         raise fault from error
     if main:
@@ -446,9 +445,7 @@ def load(run, may_change) -> None:
     try:
         parallel.read_state(newest / "state", run.student, run.optimizer, own_teacher(run))
     except (RuntimeError, KeyError) as error:
-        raise ValueError(
-            f"{newest}/state does not fit this model: {str(error).splitlines()[0]}"
-        ) from error
+        raise ValueError(f"{newest}/state does not fit this model: {first_line(error)}") from error
     run.done = run.saved = stored["step"]
     # --layout auto was decided before the first step; a resume keeps the decision
     run.settings.layout = stored["settings"]["layout"]

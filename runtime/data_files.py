@@ -18,6 +18,8 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 
+from runtime import first_line
+
 MAX_PIECE = 256 << 20  # bytes of a line, of a JSON array or object, of a CSV row
 # Text packs 3 to 10 times: a file that unpacks to more than this is made to fill memory or time.
 MAX_PACKING = 200
@@ -70,7 +72,7 @@ def _download(repo, wanted, spec):
                 folder = Path(snapshot_download(repo, local_files_only=True, **kind))
             except LocalEntryNotFoundError:
                 raise error from None
-            print(f"{repo}: the Hub gave no list of files ({_reason(error)}): taking {folder}")
+            print(f"{repo}: the Hub gave no list of files ({first_line(error)}): taking {folder}")
             return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
 
     names = [wanted]
@@ -87,11 +89,7 @@ def _of_the_hub(function, spec, *arguments, **options):
     try:
         return function(*arguments, **options)
     except Exception as error:  # of the network, the Hub, the disk
-        raise ValueError(f"cannot load {spec} from the Hub: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"cannot load {spec} from the Hub: {first_line(error)}") from None
 
 
 def select(names: list[str], wanted: str, spec: str, *, several: bool = False) -> list[str]:
@@ -411,5 +409,4 @@ def _parquet(path, wanted):
                     number += 1
                     yield f"{path}: row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path}: the parquet file is damaged: {reason}") from None
+        raise ValueError(f"{path}: the parquet file is damaged: {first_line(error)}") from None

@@ -43,11 +43,11 @@ def distill_loss(
 ) -> DistillOutput:
     """`loss.distill_loss`, faster."""
     sides = [(student_hidden, as_head(student_head))]
-    if divergence != "nll":
+    if teacher_head is not None:
         sides.append((teacher_hidden, as_head(teacher_head)))
-    row_tensors = dict(weights=weights, sampled_ids=sampled_ids, sampled_logprobs=sampled_logprobs)
+    per_token = dict(weights=weights, sampled_ids=sampled_ids, sampled_logprobs=sampled_logprobs)
     numbers = dict(top_k=top_k, temperature=temperature, is_clip=is_clip, chunk_size=chunk_size)
-    check(sides, row_tensors, divergence, **numbers)
+    check(sides, per_token, divergence, **numbers)
     (hidden, head), gradients = sides[0], new_gradients(*sides[0])
     top_k = top_k if top_k is not None and top_k < len(head.weight) else None
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
@@ -82,8 +82,8 @@ def nll_loss(
     **options,
 ) -> DistillOutput:
     """`loss.nll_loss`, faster."""
-    options |= dict(sampled_ids=sampled_ids, divergence="nll")
-    return distill_loss(student_hidden, student_head, None, None, weights, **options)
+    fixed = dict(sampled_ids=sampled_ids, divergence="nll", top_k=None)
+    return distill_loss(student_hidden, student_head, None, None, weights, **fixed, **options)
 
 
 def _buffer(buffers, name, shape, like):

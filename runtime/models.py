@@ -19,7 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 import rollout
 from loss import Head, as_head
-from runtime import fast_rollout, parallel
+from runtime import fast_rollout, first_line, parallel
 from runtime.templates import (  # noqa: F401 (they are looked for here, too)
     chat_ids,
     completion_text,
@@ -183,10 +183,6 @@ ADAPTER = (
 
 class Refusal(ValueError):
     """A refusal that says all there is to say."""
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def reason_of(error: Exception, name: str) -> str:

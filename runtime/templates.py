@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from jinja2 import TemplateError
 
 import peer_context
-from runtime import parallel
+from runtime import first_line, parallel
 
 # What families write instead of <think> and </think>. All of them are too odd to be met in an
 # answer by chance, so they count everywhere.
@@ -129,10 +129,10 @@ def chat_text(tokenizer, system: str, messages: list[dict[str, str]]) -> str:
     try:
         return _render(tokenizer, _with_system(tokenizer, system, messages))
     except Exception as error:  # templates refuse with exception types of their own
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f"the chat template refuses a conversation of a system message and {len(messages)} "
-            f"turns ({reason[0]:.200}): if it lacks a variable, give it by --template-variables"
+            f"turns ({first_line(error):.200}): a variable that it lacks is given by "
+            "--template-variables"
         ) from None
 
 

@@ -571,6 +571,18 @@ def test_arguments_that_do_not_fit_are_refused_before_any_work(distill_loss, cha
         distill_loss(**problem()[0] | change)
 
 
+def test_a_teacher_is_never_ignored_and_never_missing(implementation):
+    args, sampled = problem()
+    bare = args | dict(teacher_hidden=None, teacher_head=None)
+    for given, divergence in ((args, "nll"), (bare, "jsd")):
+        with pytest.raises(ValueError, match="divergence must be one of"):
+            implementation.distill_loss(**given, **sampled, divergence=divergence)
+    student = {k: args[k] for k in ("student_hidden", "student_head", "weights")}
+    for option in (dict(top_k=3), dict(divergence="jsd"), dict(beta=1)):
+        with pytest.raises(TypeError):
+            implementation.nll_loss(**student, sampled_ids=sampled["sampled_ids"], **option)
+
+
 class LiveTensors(TorchDispatchMode):
     """Follows every storage an operation returns.
 
