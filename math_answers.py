@@ -317,7 +317,7 @@ def _number_in_words(tokens):
         number = _NUMBERS.get(value) if kind == "word" else None
         if kind == "num" and i == 0:
             group = value
-        elif number is not None and group % (100 if number > 9 else 10) == 0:
+        elif number is not None and group % (100 if number > 9 or group % 100 == 10 else 10) == 0:
             group += number
         elif value in _PARTS and i and i == len(tokens) - 1:
             return "num", (total + group) / _PARTS[value]
@@ -604,7 +604,7 @@ def _tree(tokens):
         return None
     if trees[0] == trees[-1]:
         return trees[0]
-    kind = trees[0][0] if trees[0][0] in ("list", "set") else ""
+    kind = trees[0][0] if {tree[0] for tree in trees} in ({"list"}, {"set"}) else ""
     items = [item for tree in trees for item in (tree[2] if kind else (tree,))]
     return (kind or "list", ",", tuple(dict.fromkeys(items)))
 

@@ -184,7 +184,7 @@ def load() -> float:
     running = 1
     with suppress(OSError), open("/proc/loadavg") as file:
         running = int(file.read().split()[3].split("/")[0]) - 1  # but for us
-    return max(1.0, running / cores())
+    return min(8.0, max(1.0, running / cores()))  # a busy host keeps no sleeper for minutes
 
 
 def cores() -> int:
@@ -491,11 +491,11 @@ def _run_script(job):
 
 
 _BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
-_COMPARED = "lt le gt ge contains".split()
+_TOLD = {*_BINARY, *"lt le gt ge contains".split()}  # would tell the program a value of the test
 _OTHERS = "eq neg getitem setitem delitem call".split()
 _BUILTIN = "len iter next str repr bool int float abs round hash getattr setattr isinstance".split()
 _OPERATIONS = {name: getattr(builtins, name) for name in _BUILTIN}  # by the special method's name
-_OPERATIONS |= {n: getattr(operator, f"__{n}__") for n in [*_BINARY, *_COMPARED, *_OTHERS]}
+_OPERATIONS |= {n: getattr(operator, f"__{n}__") for n in [*_TOLD, *_OTHERS]}
 _OPERATIONS |= {f"r{n}": lambda a, b, do=_OPERATIONS[n]: do(b, a) for n in _BINARY}
 
 
@@ -513,7 +513,7 @@ class _Reference:
         return isinstance(value, _Reference) and bool(self._peer.ask("isinstance", value, self))
 
     def _do(self, operation, /, *args, **kwargs):
-        if operation in _COMPARED and self._kind not in self._peer.classes:
+        if {operation, operation[1:]} & _TOLD and self._kind not in self._peer.classes:  # radd: add
             raise TypeError(f"{operation}: the test names no class {self._kind}")
         return self._peer.ask(operation, self, *args, **kwargs)
 

@@ -217,7 +217,7 @@ _EPITHETS = """abortus albicans anthracis aureus brevis burgdorferi carota cerev
 difficile elegans falciparum fumigatus gondii influenzae melanogaster musculus niger norvegicus
 pneumoniae pombe pylori rerio rubra sapiens sativa subtilis thaliana thuringiensis tuberculosis
 vulgaris""".split()  # B. subtilis is a bacterium, not option B
-_WORDS = "and|or|as|because|but|for|is|since|due|seems|which"  # they start no name of a thing
+_WORDS = r"and|or|as|because|but|for|since|due|which|(?:is|seems)(?! (?:not|wrong|incorrect|false))"
 _CHOICE = re.compile(
     r"(?!I\b[\s,]*(?:and|or|&)?\s*II)"  # I, II and III
     r"(?:[(\[]([A-Za-z])[)\]](?![\w=#-])"  # (b) text

@@ -5,12 +5,12 @@ contrastive contexts (and those of the run, where they are others), in each layo
 template can write, and after the bare problem. Only problems whose group holds both successes and
 failures count: there every kind of context can be shown.
 
-    table = measure(run, attempts)          # attempts: the groups of the first step layout =
-    choose(table)                  # "turn" (the paper's) unless "turns" leads by more than two
-    standard errors
+    table = measure(run, attempts)  # attempts: the groups of the first step
+    layout = choose(table)          # "turn" (the paper's) unless "turns" leads clearly, see there
 
 Leads are paired by problem and their standard errors are over problems; samples of one problem are
-not independent."""
+not independent.
+"""
 
 import collections
 import itertools

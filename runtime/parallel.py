@@ -48,6 +48,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from sandbox import cores
+
 # Timeout of a collective: ranks may wait this long for the rollouts of the slowest. A rank that has
 # died is noticed by torchrun at once.
 PATIENCE = datetime.timedelta(hours=2)
@@ -144,7 +146,7 @@ def workers() -> int | None:
 
     None, which stands for all cores, without torchrun.
     """
-    return None if world() == 1 else max(1, os.cpu_count() // int(os.environ["LOCAL_WORLD_SIZE"]))
+    return None if world() == 1 else max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
 def agree(flag: bool) -> bool:

@@ -36,7 +36,7 @@ class Node:
 
 
 def prefix_tree(prompts) -> tuple[list[Node], dict[tuple, int]]:
-    """(nodes, parents before children; {prompt: number of the leaf in which it ends}).
+    """(nodes, in any order; {prompt: number of the leaf in which it ends}).
 
     prompts: tuples of token ids. Every prompt has a leaf of its own with its last token, whose
     state predicts the completion.

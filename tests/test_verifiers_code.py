@@ -578,6 +578,7 @@ def test_tests_use_the_programs_classes_exceptions_and_callbacks(program, test):
         "'__lt__': lambda s, o: True})()",
         "type('A', (), {'__sub__': lambda s, o: s, '__abs__': lambda s: s, '__lt__': "
         "lambda s, o: True})()",
+        "type('A', (), {'__sub__': lambda s, o: 0.0})()",
         "type('f', (), {'__contains__': lambda s, o: True, '__eq__': lambda s, o: True, "
         "'__hash__': None})()",
     ],
