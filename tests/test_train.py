@@ -185,7 +185,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted(folder, tmp_path, capsy
         replaced(flags(folder, tmp_path / "out", "--steps", "1"), "--data", tmp_path / "some.jsonl")
     )
     assert (
-        "1 of 25 rows are too long for the model with --max-new-tokens 12 and left out"
+        "1 of 25 rows are too long for the model with --max-new-tokens 8 and left out"
         in capsys.readouterr().out
     )
     (tmp_path / "long.jsonl").write_text(long)
