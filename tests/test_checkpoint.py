@@ -9,15 +9,14 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import forks
 import pytest
 import torch
-from conftest import ROOT
 from tools import flags, read_lines, refused, replaced, steps_of, write_lines
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModelForCausalLM
@@ -26,125 +25,9 @@ import mopd
 import sandbox
 import train
 import verifiers
-from runtime import checkpoint, fast_rollout, models, parallel
+from runtime import checkpoint, fast_rollout, models
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork and signals")
-WHERE = {
-    "rollout": (train, "sample"),
-    "backward": (mopd, "backward"),
-    "update": (mopd.Teacher, "update"),
-    "evaluation": (train, "evaluate"),
-    "saving": (checkpoint, "save"),
-    "state": (parallel, "write_state"),
-}
-
-SERVER = """
-import json, os, resource, signal, sys, time, traceback
-sys.path[:0] = [{root!r}, {tests!r}]
-import train, mopd, verifiers
-from runtime import checkpoint, parallel
-from test_checkpoint import WHERE
-trace = os.open({trace!r}, os.O_RDWR | os.O_CREAT)
-
-def traced(name, function, slow):
-    def call(*args, **kwargs):
-        outside = os.pread(trace, 64, 0)
-        os.pwrite(trace, f"{{outside.decode().strip()}} {{name}}".ljust(64).encode(), 0)
-        time.sleep(slow)
-        result = function(*args, **kwargs)
-        os.pwrite(trace, outside, 0)
-        return result
-    return call
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
-for line in sys.stdin:
-    job = json.loads(line)
-    os.pwrite(trace, b" " * 64, 0)
-    if (pid := os.fork()) == 0:
-        status = 1
-        try:
-            log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(log, 1), os.dup2(log, 2)
-            for name, (owner, attribute) in WHERE.items():
-                slow = job["slow"].get(name, 0)
-                setattr(owner, attribute, traced(name, getattr(owner, attribute), slow))
-            if job["limit"]:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
-            sys.argv = ["train.py", *job["arguments"]]
-            exec(job["code"])
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(status)
-    print(pid, flush=True)
-    print(os.waitpid(pid, 0)[1], flush=True)
-"""
-
-
-class Server:
-    """Forks processes that run train.main, from one that has imported everything: a start costs no
-    ten seconds. `trace` holds the phases that the child is in, from the outermost to the
-    innermost."""
-
-    def __init__(self, folder):
-        self.trace, self.log, self.ended = folder / "trace", folder / "log", True
-        source = SERVER.format(root=str(ROOT), tests=str(ROOT / "tests"), trace=str(self.trace))
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", source],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        )  # CUDA and fork do not mix
-
-    def start(self, arguments=(), code="train.main()", limit=0, **slow):
-        if not self.ended:  # a test that failed left it
-            self.kill(), self.wait()
-        job = {
-            "arguments": list(map(str, arguments)),
-            "code": code,
-            "limit": limit,
-            "slow": slow,
-            "log": str(self.log),
-        }
-        print(json.dumps(job), file=self.process.stdin, flush=True)
-        self.pid, self.ended = int(self.process.stdout.readline()), False
-
-    def wait(self):
-        """The exit status as subprocess has it: negative for a signal."""
-        self.ended = True
-        return os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
-
-    def run(self, *args, **kwargs):
-        self.start(*args, **kwargs)
-        return self.wait()
-
-    def phases(self):
-        return self.trace.read_text().split() if self.trace.exists() else []
-
-    def reach(self, phase):
-        """Wait until the child is in this phase; False when it ended first."""
-        while phase not in self.phases():
-            state = Path(f"/proc/{self.pid}/stat")
-            if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
-                return False
-            time.sleep(0.0005)
-        return True
-
-    def kill(self, number=signal.SIGKILL):
-        os.kill(self.pid, number)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    server.process.stdin.close()
-    server.process.wait()
 
 
 def every(folder, out, *more, steps=3):
@@ -250,21 +133,18 @@ def whole(folder, tmp_path_factory):
 
 
 @posix
-def test_the_command_line_ends_by_a_signal_with_the_usual_status(folder, tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *flags(folder, tmp_path / "out", "--steps", "1000", "--save-every", "900"),
-    ]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_the_command_line_ends_by_a_signal_with_the_usual_status(folder, tmp_path, server):
+    arguments = flags(folder, tmp_path / "out", "--steps", "1000", "--save-every", "900")
+    server.start(arguments, code=forks.TRAIN)
     while (
         not (tmp_path / "out" / "metrics.jsonl").exists()
         or "loss" not in (tmp_path / "out" / "metrics.jsonl").read_text()
     ):
         time.sleep(0.05)
-    run.terminate()
-    output, errors = run.communicate()
-    assert run.returncode == 143 and "Traceback" not in errors
+    server.kill(signal.SIGTERM)
+    assert server.wait() == 143
+    output = server.log.read_text()
+    assert "Traceback" not in output
     assert output.splitlines()[-1].endswith(f"--resume goes on in {tmp_path / 'out'}")
     assert checkpoint.damage(checkpoint.saved(tmp_path / "out")[-1]) == ""
     assert (
