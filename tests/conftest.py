@@ -64,6 +64,18 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """forks.Server: starts processes that need not import torch and transformers again."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork and signals")
+    from forks import Server
+
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
+
+
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the checks that take minutes")
 

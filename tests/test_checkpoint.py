@@ -9,15 +9,14 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import forks
 import pytest
 import torch
-from conftest import ROOT
 from tools import flags, read_lines, refused, replaced, steps_of, write_lines
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModelForCausalLM
@@ -26,125 +25,9 @@ import mopd
 import sandbox
 import train
 import verifiers
-from runtime import checkpoint, fast_rollout, models, parallel
+from runtime import checkpoint, fast_rollout, models
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork and signals")
-WHERE = {
-    "rollout": (train, "sample"),
-    "backward": (mopd, "backward"),
-    "update": (mopd.Teacher, "update"),
-    "evaluation": (train, "evaluate"),
-    "saving": (checkpoint, "save"),
-    "state": (parallel, "write_state"),
-}
-
-SERVER = """
-import json, os, resource, signal, sys, time, traceback
-sys.path[:0] = [{root!r}, {tests!r}]
-import train, mopd, verifiers
-from runtime import checkpoint, parallel
-from test_checkpoint import WHERE
-trace = os.open({trace!r}, os.O_RDWR | os.O_CREAT)
-
-def traced(name, function, slow):
-    def call(*args, **kwargs):
-        outside = os.pread(trace, 64, 0)
-        os.pwrite(trace, f"{{outside.decode().strip()}} {{name}}".ljust(64).encode(), 0)
-        time.sleep(slow)
-        result = function(*args, **kwargs)
-        os.pwrite(trace, outside, 0)
-        return result
-    return call
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
-for line in sys.stdin:
-    job = json.loads(line)
-    os.pwrite(trace, b" " * 64, 0)
-    if (pid := os.fork()) == 0:
-        status = 1
-        try:
-            log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(log, 1), os.dup2(log, 2)
-            for name, (owner, attribute) in WHERE.items():
-                slow = job["slow"].get(name, 0)
-                setattr(owner, attribute, traced(name, getattr(owner, attribute), slow))
-            if job["limit"]:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
-            sys.argv = ["train.py", *job["arguments"]]
-            exec(job["code"])
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(status)
-    print(pid, flush=True)
-    print(os.waitpid(pid, 0)[1], flush=True)
-"""
-
-
-class Server:
-    """Forks processes that run train.main, from one that has imported everything: a start costs no
-    ten seconds. `trace` holds the phases that the child is in, from the outermost to the
-    innermost."""
-
-    def __init__(self, folder):
-        self.trace, self.log, self.ended = folder / "trace", folder / "log", True
-        source = SERVER.format(root=str(ROOT), tests=str(ROOT / "tests"), trace=str(self.trace))
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", source],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        )  # CUDA and fork do not mix
-
-    def start(self, arguments=(), code="train.main()", limit=0, **slow):
-        if not self.ended:  # a test that failed left it
-            self.kill(), self.wait()
-        job = {
-            "arguments": list(map(str, arguments)),
-            "code": code,
-            "limit": limit,
-            "slow": slow,
-            "log": str(self.log),
-        }
-        print(json.dumps(job), file=self.process.stdin, flush=True)
-        self.pid, self.ended = int(self.process.stdout.readline()), False
-
-    def wait(self):
-        """The exit status as subprocess has it: negative for a signal."""
-        self.ended = True
-        return os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
-
-    def run(self, *args, **kwargs):
-        self.start(*args, **kwargs)
-        return self.wait()
-
-    def phases(self):
-        return self.trace.read_text().split() if self.trace.exists() else []
-
-    def reach(self, phase):
-        """Wait until the child is in this phase; False when it ended first."""
-        while phase not in self.phases():
-            state = Path(f"/proc/{self.pid}/stat")
-            if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
-                return False
-            time.sleep(0.0005)
-        return True
-
-    def kill(self, number=signal.SIGKILL):
-        os.kill(self.pid, number)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    server.process.stdin.close()
-    server.process.wait()
 
 
 def every(folder, out, *more, steps=3):
@@ -250,21 +133,18 @@ def whole(folder, tmp_path_factory):
 
 
 @posix
-def test_the_command_line_ends_by_a_signal_with_the_usual_status(folder, tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *flags(folder, tmp_path / "out", "--steps", "1000", "--save-every", "900"),
-    ]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_the_command_line_ends_by_a_signal_with_the_usual_status(folder, tmp_path, server):
+    arguments = flags(folder, tmp_path / "out", "--steps", "1000", "--save-every", "900")
+    server.start(arguments, code=forks.TRAIN)
     while (
         not (tmp_path / "out" / "metrics.jsonl").exists()
         or "loss" not in (tmp_path / "out" / "metrics.jsonl").read_text()
     ):
         time.sleep(0.05)
-    run.terminate()
-    output, errors = run.communicate()
-    assert run.returncode == 143 and "Traceback" not in errors
+    server.kill(signal.SIGTERM)
+    assert server.wait() == 143
+    output = server.log.read_text()
+    assert "Traceback" not in output
     assert output.splitlines()[-1].endswith(f"--resume goes on in {tmp_path / 'out'}")
     assert checkpoint.damage(checkpoint.saved(tmp_path / "out")[-1]) == ""
     assert (
@@ -317,18 +197,34 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("harm", [cut, zero, flip, Path.unlink])
-@pytest.mark.parametrize(
-    "file", ["model/model.safetensors", "model/config.json", "state/__0_0.distcp", "manifest.json"]
-)
+HARMS = [cut, zero, flip, Path.unlink]
+FILES = ["model/model.safetensors", "model/config.json", "state/__0_0.distcp", "manifest.json"]
+
+
+def harmed(path, harm, file):
+    """What `damage` says of the checkpoint after this harm to this file."""
+    if (harm, file) == (cut, "manifest.json"):
+        cut(path / file)  # the newline alone is no loss
+    harm(path / file)
+    return checkpoint.damage(path)
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("file", FILES)
+def test_every_damage_is_found_and_names_its_file(tmp_path, trained, harm, file):
+    path = shutil.copytree(trained / "step-000004", tmp_path / "step-000004")
+    assert checkpoint.damage(path) == ""
+    found = harmed(path, harm, file)
+    assert found and found.startswith(file if file != "manifest.json" else "")
+
+
+@pytest.mark.parametrize("harm, file", [*zip(HARMS, FILES, strict=True)])
 def test_a_damaged_checkpoint_is_named_passed_over_and_written_anew(
     folder, tmp_path, capsys, trained, harm, file
 ):
+    """Each harm once and each file once: a resume sees only that there is a damage."""
     out = shutil.copytree(trained, tmp_path / "out")
-    if (harm, file) == (cut, "manifest.json"):
-        cut(out / "step-000004" / file)  # the newline alone is no loss
-    harm(out / "step-000004" / file)
-    assert checkpoint.damage(out / "step-000004")
+    assert harmed(out / "step-000004", harm, file)
     train.main(flags(folder, out, "--steps", "4", "--save-every", "1", "--resume"))
     said = capsys.readouterr().out
     named = file if file != "manifest.json" else ""
@@ -406,6 +302,21 @@ def test_data_that_changed_since_the_checkpoint_is_refused(folder, tmp_path, cap
     )
 
 
+@pytest.fixture(scope="module")
+def two_models(folder, tmp_path_factory):
+    """(flags of a resume, folder with model/ and teacher/): of a run of two steps, the second after
+    a resume with the same models, which is not refused."""
+    place = tmp_path_factory.mktemp("two")
+    for name in ("model", "teacher"):
+        shutil.copytree(folder / "model", place / name)
+    arguments = flags(folder, place / "out", "--method", "opd", "--resume")
+    arguments = replaced(arguments, "--model", place / "model")
+    arguments += ["--teacher", str(place / "teacher")]
+    for steps in (1, 2):
+        train.main(replaced(arguments, "--steps", steps))
+    return arguments, place
+
+
 @pytest.mark.parametrize(
     "file, old, new, named",
     [
@@ -422,26 +333,16 @@ def test_data_that_changed_since_the_checkpoint_is_refused(folder, tmp_path, cap
 )
 @pytest.mark.parametrize("whose", ["--model", "--teacher"])
 def test_another_model_in_the_same_folder_is_refused(
-    folder, tmp_path, capsys, whose, file, old, new, named
+    folder, tmp_path, capsys, two_models, whose, file, old, new, named
 ):
     """A Hub model whose main branch moved on. The student's own weights are the checkpoint's,
     whatever --model holds now."""
-    other = shutil.copytree(folder / "model", tmp_path / "other")
-    arguments = [
-        *flags(
-            folder,
-            tmp_path / "out",
-            "--method",
-            "opd",
-            "--teacher",
-            str(folder / "model"),
-            "--resume",
-        ),
-        whose,
-        str(other),
-    ]
-    train.main([*arguments, "--steps", "1"])
-    train.main([*arguments, "--steps", "2"])
+    arguments, place = two_models
+    for name in ("model", "teacher"):  # what the last test has changed
+        shutil.copytree(folder / "model", place / name, dirs_exist_ok=True)
+    other = place / whose.strip("-")
+    out = shutil.copytree(place / "out", tmp_path / "out")
+    arguments = replaced(replaced(arguments, "--out", out), "--steps", 3)
     if old:
         assert old in (other / file).read_text()
         (other / file).write_text((other / file).read_text().replace(old, new))
@@ -451,8 +352,8 @@ def test_another_model_in_the_same_folder_is_refused(
             model.model.norm.weight[0] += 1e-3
         model.save_pretrained(other)
     if (whose, file) == ("--model", "model.safetensors"):
-        return train.main([*arguments, "--steps", "3"])
-    line = refused(capsys, [*arguments, "--steps", "3"])
+        return train.main(arguments)
+    line = refused(capsys, arguments)
     assert (
         f"{whose} {other}: its content is not what" in line and len(steps_of(tmp_path / "out")) == 5
     )
@@ -527,7 +428,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stays(
     """A limit on the size of files fails as a full disk does: in the weights, in the state, in the
     log."""
     assert server.run(flags(folder, tmp_path / "out", "--steps", "1")) == 0
-    arguments = every(folder, tmp_path / "out", "--resume", steps=8)
+    arguments = every(folder, tmp_path / "out", "--resume", steps=4)
     if says == "cannot write":
         for name in ("samples", "tokens"):  # too long already: refused before any work
             (tmp_path / "out" / f"{name}.jsonl").unlink()
@@ -542,9 +443,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stays(
     assert [checkpoint.damage(path) for path in checkpoint.saved(tmp_path / "out")] == [""]
     assert not list((tmp_path / "out").glob("*.tmp"))
     assert server.run(arguments) == 0
-    assert [line["step"] for line in steps_of(tmp_path / "out") if "loss" in line] == list(
-        range(1, 9)
-    )
+    assert [line["step"] for line in steps_of(tmp_path / "out") if "loss" in line] == [1, 2, 3, 4]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -915,7 +814,7 @@ def test_a_step_of_one_kind_of_rollout_trains_on_what_there_is(
 
     monkeypatch.setattr(train, "generate", odd_rollouts)
     monkeypatch.setattr(mopd, "verify_batch", verdicts)
-    train.main(flags(folder, tmp_path / "out", "--steps", "2", "--weight-decay", "0.5", *method))
+    train.main(flags(folder, tmp_path / "out", "--steps", "1", "--weight-decay", "0.5", *method))
     for line in (line for line in steps_of(tmp_path / "out") if "loss" in line):
         right = odd in ("right", "identical")
         assert line["groups_all_right"] == 3 * right and line["groups_all_wrong"] == 3 * (not right)
@@ -926,5 +825,5 @@ def test_a_step_of_one_kind_of_rollout_trains_on_what_there_is(
         assert line["unweighted"] == 12 * (not learns) and (line["grad_norm"] is None) == (
             not learns
         )
-    unmoved = same_weights(folder, tmp_path / "out" / "step-000002")
+    unmoved = same_weights(folder, tmp_path / "out" / "step-000001")
     assert unmoved == (not learns)

@@ -18,7 +18,7 @@ import one_step  # noqa: E402
 
 @pytest.fixture
 def student():
-    """(model, tokenizer): it knows the first 4 problems and answers each by a rule at random.
+    """(model, tokenizer): it knows the first 4 problems and answers each by one of 3 rules.
 
     Such a student needs seconds of training instead of the minute of the real warm-up.
     """
@@ -36,7 +36,7 @@ def student():
     texts = []
     for row in tiny.problems("math", seed=0)[0][:4]:
         a, word, b = re.fullmatch(r"Compute (\d+) (\w+) (\d+)\.", row["prompt"]).groups()
-        for rule in tiny.RULES["math"]:
+        for rule in list(tiny.RULES["math"])[:3]:
             turns = [
                 {"role": "system", "content": instruction},
                 {"role": "user", "content": row["prompt"]},

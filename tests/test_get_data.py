@@ -59,6 +59,17 @@ class StandIn(http.server.BaseHTTPRequestHandler):
         pass
 
 
+# in a process that has imported everything: the Hub's client reads its environment at its import
+FRESH = """
+import runpy
+for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+    del sys.modules[name]
+os.environ.update({environment!r})
+os.chdir({folder!r})
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
 @pytest.fixture
 def hub(tmp_path):
     """(folder of the stand-in's data sets, run(arguments) in a process that asks it)."""
@@ -66,19 +77,22 @@ def hub(tmp_path):
     server.folder = tmp_path / "sets"
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    def run(*arguments, offline="0", port=server.server_port):
-        environment = os.environ | {
+    def run(*arguments, offline="0", port=server.server_port, forks=None):
+        environment = {
             "HF_ENDPOINT": f"http://127.0.0.1:{port}",
             "HF_HOME": str(tmp_path / "home"),
             "HF_HUB_OFFLINE": offline,
             "HF_HUB_DISABLE_XET": "1",
             "NO_PROXY": "127.0.0.1",
         }
+        if forks:
+            code = FRESH.format(environment=environment, folder=str(tmp_path), script=arguments[0])
+            return forks.run(arguments[1:], code=code), forks.log.read_text()
         return subprocess.run(
             [sys.executable, *arguments],
             capture_output=True,
             text=True,
-            env=environment,
+            env=os.environ | environment,
             cwd=tmp_path,
         )
 
@@ -136,19 +150,20 @@ def test_what_the_hub_does_not_have_and_no_network_are_one_line(hub, offline):
         assert line.startswith(f"refused: cannot load {spec} from the Hub: "), line
 
 
-def test_get_data_writes_files_that_train_reads(hub, tmp_path):
+def test_get_data_writes_files_that_train_reads(hub, tmp_path, server):
     folder, run = hub
     name = "{}-00000-of-00001.parquet"
     write(folder / "openai/gsm8k/main" / name.format("train"), ROWS[:3])
     write(folder / "openai/gsm8k/main" / name.format("test"), ROWS[3:])
-    done = run(str(ROOT / "examples" / "get_data.py"), "gsm8k", "--out", "own")
-    assert done.returncode == 0, done.stderr
+    script = str(ROOT / "examples" / "get_data.py")
+    status, printed = run(script, "gsm8k", "--out", "own", forks=server)
+    assert status == 0, printed
     rows = [
         json.loads(line) for line in (tmp_path / "own/gsm8k/train.jsonl").read_text().splitlines()
     ]
     assert rows == [{"prompt": f"{n}+1?", "answer": f"{n + 1}"} for n in range(3)]
     assert len((tmp_path / "own/gsm8k/eval.jsonl").read_text().splitlines()) == 1
-    command = done.stdout.splitlines()[-1]
+    command = printed.splitlines()[-1]
     assert command.startswith("python train.py --task math --model ")
     assert command.endswith("--data own/gsm8k/train.jsonl --eval-data own/gsm8k/eval.jsonl")
 

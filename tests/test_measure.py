@@ -6,7 +6,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from tools import flags, steps_of
+from tools import flags, read_lines, steps_of
 
 import mopd
 import train
@@ -206,7 +206,7 @@ def test_groups_of_one_kind_are_not_measured(folder, tmp_path):
 def test_a_run_measures_once_keeps_its_rollouts_and_its_layout_through_a_resume(
     folder, tmp_path, judged, monkeypatch, capsys
 ):
-    asked = []
+    asked, long = [], ("--max-new-tokens", "30")  # so that some rollouts end
     real = measure.decide
 
     def decide(run, attempts):
@@ -216,21 +216,23 @@ def test_a_run_measures_once_keeps_its_rollouts_and_its_layout_through_a_resume(
         return {"problems": 3}
 
     monkeypatch.setattr(measure, "decide", decide)
-    train.main(flags(folder, tmp_path / "out", "--steps", "2", "--save-every", "2"))
+    train.main(flags(folder, tmp_path / "out", "--steps", "2", "--save-every", "2", *long))
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["layout"] == "turns" and config["measured"] == {"problems": 3}
-    record = json.loads((tmp_path / "out" / "samples.jsonl").read_text().split("\n")[0])
-    assert any("[assistant]" in a["teacher_prompt"] for a in record["attempts"])
+    groups = [line["attempts"] for line in read_lines(tmp_path / "out" / "samples.jsonl")]
+    assert any("[assistant]" in a["teacher_prompt"] for group in groups for a in group)
     train.main(
-        flags(folder, tmp_path / "out", "--steps", "3", "--resume")
+        flags(folder, tmp_path / "out", "--steps", "3", "--resume", *long)
     )  # with auto, the default
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["layout"] == "turns" and config["measured"] == {"problems": 3} and len(asked) == 1
     with pytest.raises(SystemExit):
-        train.main(flags(folder, tmp_path / "out", "--steps", "4", "--resume", "--layout", "turn"))
+        train.main(
+            flags(folder, tmp_path / "out", "--steps", "4", "--resume", "--layout", "turn", *long)
+        )
     assert "--layout is turn now and was turns" in capsys.readouterr().err
     monkeypatch.setattr(measure, "decide", real)
-    train.main(flags(folder, tmp_path / "fixed", "--steps", "2", "--layout", "turns"))
+    train.main(flags(folder, tmp_path / "fixed", "--steps", "2", "--layout", "turns", *long))
     # measuring changes nothing of the training
     assert steps_of(tmp_path / "out")[:4] == steps_of(tmp_path / "fixed")[:4]
 

@@ -138,6 +138,44 @@ def ran(processes, *arguments):
     return done
 
 
+# what torchrun does, without importing torch and transformers twice more: as many processes, which
+# find its environment and its store
+FORKED = """
+pids, failed = [], 0
+for rank in range({processes}):
+    if (pid := os.fork()) == 0:
+        os.environ |= {environment!r} | {{"RANK": str(rank), "LOCAL_RANK": str(rank)}}
+        train.main()
+        sys.stdout.flush(), os._exit(0)
+    pids.append(pid)
+while pids:
+    pid, status = os.wait()
+    pids.remove(pid)
+    for other in pids if status and not failed else ():
+        os.kill(other, signal.SIGKILL)
+    failed = failed or int(status != 0)
+sys.exit(failed)
+"""
+
+
+def ran_forked(server, processes, *arguments):
+    """What train.py printed in `processes` processes that are forked, not started by torchrun."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    code = FORKED.format(processes=processes, environment=environment)
+    status = server.run(arguments, code=code)
+    assert status == 0, server.log.read_text()
+    return server.log.read_text()
+
+
 def assert_same_run(one, many, *, rounding=1e-5):
     """Texts, verdicts, peers and counts equal; loss and gradient to 1e-5; the evaluations equal."""
     assert read_lines(one / "samples.jsonl") == read_lines(many / "samples.jsonl")
@@ -200,15 +238,22 @@ def assert_same_measurement(one, many):
     assert rates[0] == rates[1]
 
 
-def test_two_processes_take_the_steps_of_one_and_a_resume_goes_on_with_one(tied, tmp_path):
+@pytest.mark.parametrize("start", ["forked", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_two_processes_take_the_steps_of_one_and_a_resume_goes_on_with_one(
+    tied, tmp_path, request, start
+):
     """Gradients must be summed, not averaged; the head's must be among them; the EMA must follow;
     only rank 0 writes."""
     train.main(flags(tied, tmp_path / "one", *EMA))
-    done = ran(2, *flags(tied, tmp_path / "two", *EMA))
+    arguments = flags(tied, tmp_path / "two", *EMA)
+    if start == "forked":
+        printed = ran_forked(request.getfixturevalue("server"), 2, *arguments)
+    else:
+        printed = ran(2, *arguments).stdout
     assert_same_run(tmp_path / "one", tmp_path / "two")
     assert_same_measurement(tmp_path / "one", tmp_path / "two")
     assert_same_weights(tmp_path / "one", tmp_path / "two", 3)
-    assert done.stdout.count("run folder:") == 1 and done.stdout.count("step    3  loss") == 1
+    assert printed.count("run folder:") == 1 and printed.count("step    3  loss") == 1
     for name in ("one", "two"):  # moments and teacher matter to the fourth step
         train.main(flags(tied, tmp_path / name, *EMA, "--steps", "4", "--resume"))
     assert_same_run(tmp_path / "one", tmp_path / "two")

@@ -32,7 +32,7 @@ COMMON = dict(
     vocab_size=V,
     hidden_size=32,
     intermediate_size=48,
-    num_hidden_layers=3,
+    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
     max_position_embeddings=64,
@@ -40,9 +40,7 @@ COMMON = dict(
     eos_token_id=1,
     bos_token_id=2,
 )
-SLIDING = dict(
-    sliding_window=6, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
-)
+SLIDING = dict(sliding_window=6, layer_types=["sliding_attention", "full_attention"])
 KINDS = {
     "llama": ("LlamaConfig", {}),
     "gpt2": ("GPT2Config", {}),
@@ -52,11 +50,14 @@ KINDS = {
     "mistral_all_sliding": ("MistralConfig", dict(sliding_window=6)),
     "gemma3": ("Gemma3TextConfig", dict(head_dim=8, **SLIDING)),
     "eager": ("LlamaConfig", dict(attn_implementation="eager")),
-    "hybrid": ("Lfm2Config", dict(layer_types=["conv", "full_attention", "conv"])),
+    "hybrid": (
+        "Lfm2Config",
+        dict(layer_types=["conv", "full_attention", "conv"], num_hidden_layers=3),
+    ),
     "mamba": ("MambaConfig", dict(state_size=4)),  # a cache with a name of its own
     "minimax": (  # a cache class of its own
         "MiniMaxConfig",
-        dict(layer_types=["linear_attention", "full_attention"] * 2, num_hidden_layers=4)
+        dict(layer_types=["linear_attention", "full_attention"])
         | dict(head_dim=8, block_size=4, num_local_experts=2, sliding_window=None),
     ),
     "bamba": (  # its own positions are wrong from the second token on
@@ -118,8 +119,7 @@ def all_logprobs(groups):
 # --- both samplers ---
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind, temperature", [*((kind, 0.7) for kind in KINDS), ("llama", 1.0)])
 def test_sampler_logprobs_are_the_trainers_under_left_padding(generate, kind, temperature):
     model = tiny(kind, exact_dtype(kind))
     options = dict(max_new_tokens=12, stop_ids=range(2, 10), temperature=temperature)
@@ -154,7 +154,7 @@ def test_rollout_does_not_depend_on_its_batch(generate, kind):
     assert len({tuple(ids) for ids, _ in reference.values()}) == len(reference)
     for order, k, max_rows in [
         ((4, 2, 0, 3, 1), 4, None),
-        (range(5), 4, 1),
+        ((1, 3), 4, 1),
         (range(5), 4, 3),
         (range(5), 6, 7),
         ([2], 2, None),
@@ -458,7 +458,7 @@ def test_logits_that_are_not_finite_are_an_error(generate):
 
 def test_rows_in_memory_counts_the_cache_and_the_logits_of_a_row(monkeypatch):
     model = tiny(dtype=torch.float32)
-    per_token = 2 * 3 * 2 * 8 * 4  # keys and values, 3 layers, 2 heads of size 8, 4 bytes
+    per_token = 2 * 2 * 2 * 8 * 4  # keys and values, 2 layers, 2 heads of size 8, 4 bytes
     per_row = 10 * per_token + 16 * V
     for memory, rows in ((7 * per_row, 7), (8 * per_row - 1, 7), (1, 1)):
         monkeypatch.setattr(fast_rollout, "CPU_MEMORY", memory)
@@ -546,20 +546,28 @@ def assert_same(found, expected, atol=1e-12):
     torch.testing.assert_close(all_logprobs(found), all_logprobs(expected), atol=atol, rtol=0)
 
 
+CHOICES = {
+    "softmax": dict(),
+    "greedy": dict(temperature=0),
+    "top-p": dict(temperature=0.7, top_p=0.6),
+    "small batches": dict(max_rows=7, seed=5, keys=[9, 8, 7, 6, 5]),
+}
+# how a token is chosen does not depend on the model's kind: with padding and without it suffice
+EVERY_CHOICE = ("llama", "hybrid")
+
+
 @pytest.mark.parametrize(
-    "options",
+    "kind, choice",
     [
-        dict(),
-        dict(temperature=0),
-        dict(temperature=0.7, top_p=0.6),
-        dict(max_rows=3, seed=5, keys=[9, 8, 7, 6, 5]),
+        (kind, choice)
+        for kind in KINDS
+        for choice in CHOICES
+        if kind in EVERY_CHOICE or choice in ("softmax", "small batches")
     ],
-    ids=["softmax", "greedy", "top-p", "small batches"],
 )
-@pytest.mark.parametrize("kind", KINDS)
-def test_fast_sampler_gives_the_rollouts_of_the_plain_one(kind, options):
+def test_fast_sampler_gives_the_rollouts_of_the_plain_one(kind, choice):
     model = tiny(kind, exact_dtype(kind))
-    options = dict(max_new_tokens=20, stop_ids=range(2, 20)) | options
+    options = dict(max_new_tokens=20, stop_ids=range(2, 20)) | CHOICES[choice]
     expected = rollout.generate(model, PROMPTS, 4, **options)
     assert len({len(r.ids) for r in flat(expected)}) > 1  # some rows left, others stayed
     found = fast_rollout.generate(model, PROMPTS, 4, **options)
@@ -770,7 +778,7 @@ def test_a_failed_capture_keeps_nothing_in_memory(monkeypatch):
         gc.enable()
 
 
-@pytest.mark.parametrize("kind, norms", [("llama", 7), ("qwen3", 13), ("gemma3", 0), ("gpt2", 0)])
+@pytest.mark.parametrize("kind, norms", [("llama", 5), ("qwen3", 9), ("gemma3", 0), ("gpt2", 0)])
 def test_fused_norms_compute_the_same_and_leave_no_trace(kind, norms):
     """RMS norms are replaced; layer norms and Gemma's (1 + weight) are not."""
     model = tiny(kind, torch.float32)

@@ -184,7 +184,8 @@ def hostile(tmp_path_factory):
 
     def judge(job):
         load, start = sandbox.load(), time.monotonic()
-        verdict = verify_code(fenced(job[0]), job[1])
+        # those that end by themselves need a tenth of this second, the others all of it
+        verdict = verify_code(fenced(job[0]), job[1], time_limit=1)
         seconds = time.monotonic() - start
         return verdict, seconds / max(load, sandbox.load())
 
@@ -208,7 +209,7 @@ def test_hostile_program_is_wrong_in_time_and_learns_nothing(hostile, name):
     assert not verdict.correct
     assert SECRET not in verdict.feedback.replace("'" + str(hostile.folder / SECRET), "")
     assert 0 < len(verdict.feedback) <= 2000
-    assert seconds < 4, f"{seconds:.1f} s"
+    assert seconds < 3, f"{seconds:.1f} s"  # 2 for one that sleeps
 
 
 def descendants(pid):
@@ -888,7 +889,7 @@ def test_limits_can_be_set():
         fenced("x = bytearray(1 << 29)\nprint(sum(map(int, input().split())))"), SUM, memory_mb=256
     ).correct
     burn = fenced(
-        "import time\nwhile time.process_time() < 2.5: pass\nprint(sum(map(int, input().split())))"
+        "import time\nwhile time.process_time() < 2.1: pass\nprint(sum(map(int, input().split())))"
     )
     assert verify_code(burn, {**SUM, "tests": SUM["tests"][:1]}, time_limit=5).correct
     assert "time limit of 0.5 s" in verify_code(burn, SUM, time_limit=0.5).feedback
@@ -1055,8 +1056,12 @@ def test_each_layer_can_be_missing_and_is_named(missing, tmp_path):
     }
     assert all(words[name] in layers.split("missing: ")[1] for name in missing)
     assert ("NO STRONG ISOLATION" in layers) == (len(missing) == 4)
-    time.sleep(0.5)
-    assert not [name for name in set(os.listdir("/tmp")) - before if name.startswith("sandbox-")]
+    for _ in range(50):
+        left = [name for name in set(os.listdir("/tmp")) - before if name.startswith("sandbox-")]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert not left
 
 
 @pytest.mark.parametrize(
@@ -1080,7 +1085,7 @@ def test_a_result_of_any_size_or_type_gets_a_verdict(program, output):
     [
         "{'builtins.bytes': [1 << 40]}",
         "{'builtins.tuple': [{'builtins.range': [0, 1 << 40, 1]}]}",
-        "{'fractions.Fraction': [7 ** (10 ** 6), 3 ** (10 ** 6)]}",
+        "{'fractions.Fraction': [7 ** (10 ** 5), 3 ** (10 ** 5)]}",
         "{'yours': 0}",
         "{'builtins.tuple': {'builtins.dict': 3}}",
         "None",
