@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 TASKS = ("math", "code", "science", "tool")
@@ -42,7 +43,8 @@ class Verdict:
 
 def verify(task: str, response: str, answer: Any) -> Verdict:
     """Verdict on any response text. ValueError only for a bad task or gold `answer`."""
-    check_answer(task, answer)
+    if task not in TASKS:
+        check_answer(task, answer)  # raises; each verifier checks the answer, once
     judges = (verify_math, verify_code, verify_science, verify_tool)
     return dict(zip(TASKS, judges, strict=True))[task](response, answer)
 
@@ -53,10 +55,10 @@ def verify_batch(
     """Verdicts of equally long lists, in order. Programs run `workers` at a time (by default and at
     most one a core), equal (response, answer) pairs once; the other tasks are a plain loop."""
     pairs = list(zip(responses, answers, strict=True))
-    for _, answer in pairs:
-        check_answer(task, answer)
     if task != "code":
         return [verify(task, *pair) for pair in pairs]
+    for answer in {id(answer): answer for answer in answers}.values():
+        check_answer(task, answer)  # all of them before a program runs
     keys = [(response, json.dumps(answer, sort_keys=True)) for response, answer in pairs]
     cores = _sibling("sandbox", "code").cores()
     pool = ThreadPoolExecutor(max(1, min(workers or cores, cores)))
@@ -86,6 +88,7 @@ def check_answer(task: str, answer: Any) -> None:
         _check_code_answer(answer)
 
 
+@cache  # finding a module costs as much as comparing two numbers
 def _sibling(name, task):
     if importlib.util.find_spec(name) is None:
         advice = f"{task} answers need {name}.py: copy it beside verifiers.py"
@@ -109,8 +112,8 @@ def _visible(text):
 
 _BOX = re.compile(  # then a brace or, without one, a number, a command or a letter
     r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*(\{|[-+]?[\d.]+[^\s{}$]*"
-    r"|\\(?!boxed|fbox|framebox)[a-zA-Z]+(?:\{[^{}]*\})*|[A-Za-z](?![A-Za-z]))|\\.|[{}]",
-    re.S,
+    r"|\\(?!boxed|fbox|framebox)[a-zA-Z]+(?:\{[^{}]*\})*|[A-Za-z](?![A-Za-z]))|\\.|\{|\}",
+    re.S,  # \{|\}, not [{}]: so that each branch starts with one character, re skips what is none
 )
 _NO_ANSWER = re.compile(  # \boxed{}, \boxed{...}, \boxed{?}, \boxed{\text{answer}}
     r"(?:\\text\s*\{)?(?:\s|\\[ ,;]|\\q?quad\b)*"
@@ -353,9 +356,7 @@ def _gold_actions(answer):
         if not actions or not all(name and isinstance(given, dict) for name, given in actions):
             raise ValueError("an empty list, an empty name, or an input that is no object")
     except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
-        form = (
-            """[{"Action": "name", "Action_Input": "{\\"argument\\": 1}"}], inputs as JSON text"""
-        )
+        form = '[{"Action": "name", "Action_Input": "{\\"argument\\": 1}"}], inputs as JSON text'
         raise ValueError(f"a tool answer is a list like {form}: {error!r:.200}") from None
     return actions
 
@@ -374,6 +375,13 @@ def verify_tool(response: str, answer: list[dict[str, str]]) -> Verdict:
 
 
 # --- code ---
+
+_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([^\s`]*)([^\n`]*)$")
+_TESTS = {
+    "stdin": 'an object like {"input": "1 2\\n", "output": "3\\n"}',
+    "functional": 'an object like {"input": "1\\n2", "output": "3"}, arguments and result as JSON',
+    "assert": "a text like assert f(1, 2) == 3",
+}
 
 
 def verify_code(
@@ -405,9 +413,6 @@ def describe_isolation() -> str:
     return _sibling("sandbox", "code").describe_isolation()
 
 
-_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([^\s`]*)([^\n`]*)$")
-
-
 def _find_program(text):
     """(program, fenced): the last complete block marked python, else the last block, else all the
     text. A fence in a docstring, or indented by more than three spaces, closes no block."""
@@ -433,13 +438,6 @@ def _find_program(text):
     if fence and not blocks:
         blocks = [(True, 0, "".join(lines))]
     return max(blocks)[2] if blocks else text, bool(blocks)
-
-
-_TESTS = {
-    "stdin": 'an object like {"input": "1 2\\n", "output": "3\\n"}',
-    "functional": 'an object like {"input": "1\\n2", "output": "3"}, arguments and result as JSON',
-    "assert": "a text like assert f(1, 2) == 3",
-}
 
 
 def _check_code_answer(answer):

@@ -6,6 +6,7 @@ import time
 import pytest
 
 import math_answers
+import verifiers
 from verifiers import check_answer, verify
 
 MATH_FILES = (
@@ -493,6 +494,32 @@ def test_a_bad_gold_answer_is_refused(gold):
         check_answer("math", gold)
     with pytest.raises(ValueError, match="unknown task"):
         verify("maths", r"\boxed{5}", "5")
+
+
+@pytest.mark.parametrize("task, gold", [("math", "5"), ("science", "B")])
+def test_a_batch_checks_a_gold_once_a_rollout_and_finds_a_module_once(task, gold, monkeypatch):
+    """Each gold was checked three times a rollout, and the module looked up four times: batches of
+    short answers took an eighth longer."""
+    checks, finds, check = [], [], verifiers.check_answer
+    find = verifiers.importlib.util.find_spec
+    monkeypatch.setattr(verifiers, "check_answer", lambda *a: checks.append(a) or check(*a))
+    monkeypatch.setattr(
+        verifiers.importlib.util, "find_spec", lambda *a: finds.append(a) or find(*a)
+    )
+    verdicts = verifiers.verify_batch(task, [boxed(gold), boxed("7")] * 20, [gold] * 40)
+    assert [verdict.correct for verdict in verdicts] == [True, False] * 20
+    assert len(checks) <= 40 and len(finds) <= 1
+
+
+@pytest.mark.parametrize("task", verifiers.TASKS)
+def test_a_batch_with_one_bad_gold_is_refused(task):
+    good = {"math": "5", "science": "B", "tool": [{"Action": "f", "Action_Input": "{}"}]}
+    good["code"] = {"type": "stdin", "tests": [{"input": "", "output": ""}]}
+    for bad in (None, 5, [], {}, "", {"type": "stdin", "tests": [1]}):
+        with pytest.raises(ValueError, match=f"{task} answer|test 1 is not"):
+            verifiers.verify_batch(task, ["x", "y"], [good[task], bad])
+    with pytest.raises(ValueError, match="unknown task"):
+        verifiers.verify_batch("maths", ["x"], ["5"])
 
 
 def test_each_gold_answer_of_the_data_verifies_against_itself(rows):
