@@ -210,10 +210,10 @@ _MARKUP = re.compile(
     r"\\(?:text|textbf|mathrm|mathbf|boxed|fbox)\b|\\[()\[\]]|[*_$`{}\"'“”‘’«»「」]"
 )
 _LEAD = re.compile(  # "The best answer is option", "I choose"
-    r"(?:so|thus|hence|therefore|it is|i (?:would )?(?:choose|pick|select))\b[\s,]*(?=[(A-Z])"
+    r"(?:(?:so|thus|hence|therefore|it is|i (?:would )?(?:choose|pick|select))\b[\s,]*(?=[(A-Z])"
     r"|(?:the |my )?(?:(?:best|correct|right|final|most likely)\s+)*"
     r"(?:option|choice|answer|letter)s?\b(?:\s+(?:is|must be|would be|seems to be)\b)?\s*:?\s*"
-    r"|(?:选项|答案|选)[是为]?\s*:?\s*",
+    r"|(?:选项|答案|选)[是为]?\s*:?\s*){0,3}",
     re.I,
 )
 _EPITHETS = """abortus albicans anthracis aureus brevis burgdorferi carota cerevisiae cholerae coli
@@ -230,10 +230,15 @@ _CHOICE = re.compile(
     rf"|\s+(?:{_WORDS})\b))"  # B because
 )
 _MORE = re.compile(  # another letter, unless it starts a clause: "B, C is wrong"; "B, I and II"
-    r"[)\]]?\s*(?:[,;/&|+]|and\b|or\b)[\s,]*(?:or\s+|and\s+|option\s+)?"
+    r"[)\]]?\s*\(?(?:(?:[,;/&|+]|(?:and|or|also|maybe|perhaps|possibly|alternatively|[Oo]ption)\b)\s*)+"
     r"(?!I\b[\s,]*(?:and|or|,|&)\s*(?:II|IV)\b)(?:[(\[]([A-Za-z])[)\]]|([A-Z])\b)"
-    r"(?=\W*$|\s*[,;/&|+):\n]|\.(?!\s+[A-Z][a-z])|\s+(?:and|or|because|since)\b)"
-    r"|[\s,]+[(\[]?([A-Z])[)\]]?(?=\W*$)"
+    r"(?=\W*$|\s*[,;/&|+):\n]|\.(?!\s+[A-Z][a-z])|\s+(?:and|or|are|because|since)\b)"
+    r"|[(\[]([A-Za-z])[)\]](?![\w=#-])|[\s,]+[(\[]?([A-Z])[)\]]?(?=\W*$|\s*[(\[][A-Z][)\]])"
+)
+_SECOND = re.compile(  # an option's line, or "A: text, B: text"; not "A: text, B: wrong"
+    r"(?:(?:^|\n)[ \t]*[(\[]?(?=[A-Z][)\].:]\s)"
+    r"|(?:[,;]|\b(?:and|or)\b)\s*[(\[]?(?=[A-Z](?:[)\]:]|\s[-–—]|\.(?=\s[a-z\d]))\s"
+    r"(?![a-z]*s\b|(?:are|have|would|can|and|or|not|only|both|wrong|incorrect|false)\b)))([A-Z])"
 )
 _SAID = re.compile(
     r"\b[Aa]nswer\b\W{0,5}(?:is\b|:)(?:[\s:*$]|\\\()*"
@@ -245,13 +250,11 @@ def _letters(text):
     """The letters that a text chooses: B, (B), b, B: text, B because; not "B cells", "C=O"."""
     text = unicodedata.normalize("NFKC", text[:5_000]).translate({ord("。"): ". ", ord("、"): ", "})
     text = _MARKUP.sub("", text).strip()
-    for _ in range(3):
-        text = text[lead.end() :] if (lead := _LEAD.match(text)) else text
+    text = text[_LEAD.match(text).end() :]
     if not (m := _CHOICE.match(text)):
         return set()
     rest = text[m.end() :]
-    others = re.findall(r"^\s*[(\[]?([A-Z])[)\].:]\s", rest, re.M)  # a second option's line
-    letters = [m[m.lastindex], *others]
+    letters = [m[m.lastindex], *_SECOND.findall(rest)]
     while more := _MORE.match(rest):
         letters.append(more[more.lastindex])
         rest = rest[more.end() :]
@@ -292,7 +295,7 @@ def _json_number(text):
 _NUMBERS = dict.fromkeys(("parse_constant", "parse_float", "parse_int"), _json_number)
 _JSON = json.JSONDecoder(object_pairs_hook=_json_object, **_NUMBERS)
 _LABEL = re.compile(r"^[ \t]*(?:Action:(.*)|Action Input:\s*(?:```(?:json)?\s*)?)", re.M)
-_OTHER_FORMS = (  # what else models write, and what to say
+_FORMS = (  # what else models write, and what to say
     (r"<tool_call>|<function", "tool calls in tags are not read"),
     (r"^[ \t]*\*+\s*Action", "the labels must be plain, without bold"),
     (r"^[ \t]*(?:action|ACTION)\b", "the labels are written 'Action:' and 'Action Input:'"),
@@ -330,10 +333,9 @@ def _read_actions(text):
     if name:
         raise ValueError("The last Action has no line 'Action Input: ': it is missing or cut off.")
     if not actions:
-        hints = [hint for form, hint in _OTHER_FORMS if re.search(form, text[:20_000], re.M)]
-        hint = f" ({hints[0]})" if hints else ""
+        hints = [f" ({hint})" for form, hint in _FORMS if re.search(form, text[:20_000], re.M)]
         lines = "a line 'Action: ' and a line 'Action Input: '"
-        raise ValueError(f"No action was found: it needs {lines}{hint}.")
+        raise ValueError(f"No action was found: it needs {lines}{''.join(hints[:1])}.")
     return actions
 
 
@@ -442,7 +444,7 @@ def _find_program(text):
 
 def _check_code_answer(answer):
     kind = answer.get("type") if isinstance(answer, dict) else None
-    tests = answer.get("tests") if kind in _TESTS else None
+    tests = answer.get("tests") if kind in list(_TESTS) else None
     if not (isinstance(tests, list) and tests):
         raise ValueError(f"a code answer has a 'type', of {list(_TESTS)}, and a list of 'tests'")
     entry = answer.get("entry_point")

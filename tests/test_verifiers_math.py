@@ -515,7 +515,7 @@ def test_a_batch_checks_a_gold_once_a_rollout_and_finds_a_module_once(task, gold
 def test_a_batch_with_one_bad_gold_is_refused(task):
     good = {"math": "5", "science": "B", "tool": [{"Action": "f", "Action_Input": "{}"}]}
     good["code"] = {"type": "stdin", "tests": [{"input": "", "output": ""}]}
-    for bad in (None, 5, [], {}, "", {"type": "stdin", "tests": [1]}):
+    for bad in (None, 5, [], {}, "", {"type": []}, {"type": "stdin", "tests": [1]}):
         with pytest.raises(ValueError, match=f"{task} answer|test 1 is not"):
             verifiers.verify_batch(task, ["x", "y"], [good[task], bad])
     with pytest.raises(ValueError, match="unknown task"):
