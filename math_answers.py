@@ -19,12 +19,11 @@ else, or does not fit the grammar, is *text*: equal only to the same text withou
     matrix   = row {"\\" row};  row = answer {"&" answer}
 
 For example 2\frac{1}{3}\text{ hours} is rewritten to (2+1/3) "hours" and read as
-
-    ("quantity", ("+", (2, ("*", (1, ("inv", 3))))), ("var", "h"))        # 2: ("num", Fraction(2))
-
+("quantity", ("+", (2, ("*", (1, ("inv", 3))))), ("var", "h")), where 2 is ("num", Fraction(2)).
 Trees are compared by value: numbers are exact fractions; variables, roots and functions are
 evaluated at random real points, where both sides are real: sqrt(x^3) is x sqrt(x), but |x| is not
-x. Floats are equal within 1e-11, but a long decimal equals no irrational number."""
+x. Floats are equal within 1e-11, but a long decimal equals no irrational number. A remark at the
+end, (rounded) or for x>0, counts only where both answers have one."""
 
 import cmath
 import math
@@ -41,6 +40,11 @@ MAX_BITS = 20_000  # of any integer on the way: 2004! has 19,089
 MAX_WORK = 4_000_000  # bits of all integers on the way, together
 
 # --- what is known ---
+
+
+def _pairs(text):
+    return dict(pair.rsplit("=", 1) for pair in text.split())
+
 
 _UNITS = """length: mm 0.001 millimeter millimetre, cm 0.01 centimeter centimetre, m 1 meter 米
 length: km 1000 kilometer kilometre, in 0.0254 inch, ft 0.3048 foot feet, yd 0.9144 yard
@@ -76,12 +80,6 @@ _ADJECTIVES = """additional different distinct extra full identical possible rig
 _POWERS = dict.fromkeys(_ADJECTIVES.split(), 1) | {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _SHORT_WORDS = """all any ask if is it its may no odd of off old on one out per she sq cu the
 thu tie to too two who you yes fri tue""".split()  # with _SYLLABLE's: else three variables
-
-
-def _pairs(text):
-    return dict(pair.rsplit("=", 1) for pair in text.split())
-
-
 _NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
 fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"""
 _NUMBERS = {word: n if n < 20 else 10 * n - 180 for n, word in enumerate(_NUMBERS.split())}
@@ -123,6 +121,8 @@ _UNICODE |= {chr(0x3B1 + n): "\\" + name for n, name in enumerate(_GREEK)}
 _UNICODE |= {chr(0x391 + n): "\\" + name.capitalize() for n, name in enumerate(_GREEK)}
 _UNICODE = {ord(c): re.sub(r"(\\[a-zA-Z]+)$", r"\1 ", new) for c, new in _UNICODE.items()}
 
+# --- rewriting rules: what a text must hold, pattern ⇒ replacement  # two texts made the same ---
+
 
 def _ascii(text):
     """Plain digits, signs and brackets: full-width 12 is 12, x₁ is x_{1}, ½ is a fraction."""
@@ -134,7 +134,22 @@ def _ascii(text):
     return re.sub(r"\d", lambda m: str(int(m[0])), normalize("NFKC", text).translate(_UNICODE))
 
 
-# --- rewriting rules: what a text must hold, pattern ⇒ replacement  # two texts made the same ---
+def _rows(m):
+    """Rows of equations are a list; rows with conditions a set of (value, condition)."""
+    rows = filter(None, (row.strip(" ,.\n") for row in m[2].split("\\\\")))
+    if m[1] != "cases" or "&" not in m[2]:
+        return ",".join(rows).replace("&", "")
+    rows = (re.sub(r'"(?:if|for|when)"|,', " ", row).replace("&", ",") for row in rows)
+    return r"\{" + ",".join(f"({row})" for row in rows) + r"\}"
+
+
+def _based(m):
+    """12_5 is 7; a digit that does not fit the base is left."""
+    (whole, _, part), base = m[1].partition("."), int(m[2].strip("{} "))
+    if not 2 <= base <= 36 or max(int(c, 36) for c in whole + part) >= base:
+        return m[0]
+    return f"({int(whole + part, base)}/{base ** len(part)})"
+
 
 _RULE_TABLE = r"""
 \$      \\\$ ⇒ ¤                                                   # \$5 ≠ 5\text{ cents}
@@ -186,9 +201,9 @@ _       TEXT·\{·([\dA-Z]*\d[\dA-Z]*)·\}·_ ⇒ \1_                    # \text
 \begin  \\begin·\{(cases|aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\} ⇒ ROWS # LINES = x=1,y=2
 _       ((?:\d[\dA-Z]*|[A-Z]+\d[\dA-Z]*)(?:\.[\dA-Z]+)?)·_·(\{·\d\d?·\}|\d\d?) ⇒ BASED # 12_5 = 7
 :|is|"  ^·LABEL ⇒                                                  # \text{Total: }42 = 42
-( ^(?!.*(?:[-+*/^_=(,]|\\[a-z]+)GAP\([^()]*\)END)(.*?\S)GAP\(REMARK\)END ⇒ \1 # 5 (rounded) = 5
-( ^(.*?\S)(?!\()GAP\([^()]*(?:[<>≠=]|\\[gln](?:eq?|t)\b)[^()]*\)END ⇒ \1 # 5 (x>0) = 5
-for|w|\set (?<=.)(?:FOR) ⇒ DOMAIN                                  # k\pi, k\in\mathbb Z = k\pi
+( ^(?!.*(?:[-+*/^_=(,]|\\[a-z]+)GAP\([^()]*\)END)(.*?\S)GAP\((REMARK)\)END ⇒ \1∀\2 # 5 (rounded) = 5
+( ^(.*?\S)(?!\()GAP\(([^()]*(?:[<>≠=]|\\[gln](?:eq?|t)\b)[^()]*)\)END ⇒ \1∀\2 # 5 (x>0) = 5
+for|w|\set (?<=.)(?:FOR) ⇒ ∀\g<0>                                  # k\pi, k\in\mathbb Z = k\pi
 """
 _WORDS = {*_SCALES, *_NUMBERS, *_OPERATORS, *_FUNCTIONS, "sqrt", "pi"} - {"or", "and"}
 _SHORTHAND = {
@@ -206,38 +221,21 @@ _SHORTHAND = {
 [\s,]*)+|(?:"?the"?\s+)?(?:"?(?:final|correct)"?\s+)?"?(?:answer|total|result|solution|sum|value
 |product|difference|area|perimeter|volume|length|number|cost)"?\s*(?::|"?is\b"?))""",
     "GAP": r"(?:\s|\\q?quad|\\[,; ])*",
-    "END": r"[\s.]*$",
+    "END": r"[\s.]*(?=∀|$)",
     "REMARK": rf"""(?=[^()]*?(?<!\\)\b[A-Za-z]{{2}})(?![^()]*(?<!\\)\b
 (?i:{"|".join(_WORDS)})(?![A-Za-z]))[^()]*""",  # words, but none of a number or a function
     "FOR": r""",?\s*"?(?:for|where|with)"?\s+"?(?:any|all|every|each|some|integers?|real|constant
 |natural|positive|[a-z])"?(?![A-Za-z(]).*$|[,(]\s*[a-zA-Z]\s*(?:\\in\b|∈)\s*\\set[A-Z]\s*\)?\s*$""",
 }  # a meaning may run over several lines
-_DOMAINS = _pairs("setZ=Z integer=Z setN=N natural=N setR=R real=R")
-
-
-def _rows(m):
-    """Rows of equations are a list; rows with conditions a set of (value, condition)."""
-    rows = filter(None, (row.strip(" ,.\n") for row in m[2].split("\\\\")))
-    if m[1] != "cases" or "&" not in m[2]:
-        return ",".join(rows).replace("&", "")
-    rows = (re.sub(r'"(?:if|for|when)"|,', " ", row).replace("&", ",") for row in rows)
-    return r"\{" + ",".join(f"({row})" for row in rows) + r"\}"
-
-
-def _based(m):
-    """12_5 is 7; a digit that does not fit the base is left."""
-    (whole, _, part), base = m[1].partition("."), int(m[2].strip("{} "))
-    if not 2 <= base <= 36 or max(int(c, 36) for c in whole + part) >= base:
-        return m[0]
-    return f"({int(whole + part, base)}/{base ** len(part)})"
-
-
+_DOMAINS = _pairs("setz=Z integer=Z setn=N natural=N setr=R real=R")
+_IDLE = r"""["()∀]|\b(?:for|where|with|any|all|every|each|some|is|are|the|an?(?=[" ]+[a-z]{2})|of
+|arbitrary|constants?|integers?|reals?|natural|numbers?|values?)\b|(?:\\in\b|∈)\s*\\set[znr]"""
+_IDLE = re.compile(_IDLE.replace("\n", ""))  # words of a remark that say nothing
 _REPLACEMENTS = {
     "MIXED": lambda m: f"({m[1]}+{m[2]}/{m[3]})" if int(m[2]) < int(m[3]) else m[0],
     "PERIOD": lambda m: f"(({m[1]}{m[2]}{m[3]}-0{m[1]}{m[2]})/{'9' * len(m[3])}{'0' * len(m[2])})",
     "ROWS": _rows,
     "BASED": _based,
-    "DOMAIN": lambda m: "∀" + next((kind for word, kind in _DOMAINS.items() if word in m[0]), ""),
     "DIGITS": lambda m: re.sub(r"\D", "", m[0]),
     "TRIANGLE": lambda m: f'"triangle {"".join(sorted(m[1]))}"',
     "ANGLE": lambda m: f'"angle {min(m[1], m[1][::-1])}"',
@@ -575,14 +573,17 @@ def _ordered(factors):
 
 @lru_cache(maxsize=4096)
 def _read(text):
-    """([(tokens, tree, domain)], more of a response: (B) 5 is also 5 and B, 5 m also 5 metres)."""
+    """([(tokens, tree)], more of a response: (B) 5 is also 5 and B, 5 m also 5 metres; remark)."""
     text = text if text.isascii() else _ascii(text)
     for keys, pattern, new in _RULES:
         for key in keys:
             if key in text:
                 text = pattern.sub(new, text)
                 break
-    text, _, domain = text.partition("∀")
+    text, _, remark = text.partition("∀")
+    kinds = (kind for word, kind in _DOMAINS.items() if word in remark.lower())
+    said = _IDLE.sub(" ", remark.lower()).strip(" ,.")  # x>0, cm, loss; of integer k only k
+    said = "1*" + said if len(said) > 1 else next(kinds, "")  # 1*cm is 1*centimeter
     texts, more = dict.fromkeys([re.sub(_JOINED, _REPLACEMENTS["DIGITS"], text), text]), []
     if m := re.fullmatch(_MARKED, text, re.S):
         more += [m[3], m[2]]
@@ -590,7 +591,8 @@ def _read(text):
         more.append(m[1] + re.sub("[A-Za-z]", r'"\g<0>"', m[2]))
     crossed = re.search(r"\\(?:mathbf|boldsymbol|bm)\b.*(?:\\times|×)", text, re.S)
     tokens = [[tuple(_tokens(one)) for one in some] for some in (texts, more)]
-    return [[(t, None if crossed else _tree(t), domain) for t in some if t] for some in tokens]
+    read = [[(t, None if crossed else _tree(t)) for t in some if t] for some in tokens]
+    return *read, said
 
 
 def _tree(tokens):
@@ -698,10 +700,9 @@ def _is_name(tree):
     kind = tree[0]
     if kind == "call":
         return tree[1] not in _FUNCTIONS and (tree[1] != "abs" or str(tree[2][1]).isupper())
-    if kind in ("*", "seq"):
-        return _is_name(tree[-1][0]) and all(_is_name(p) or p[0] == "num" for p in tree[-1])
-    if kind == "inv":
-        return _is_name(tree[1])
+    if kind in ("*", "seq", "inv"):
+        parts = tree[1:] if kind == "inv" else tree[-1]
+        return _is_name(parts[0]) and all(_is_name(p) or p[0] == "num" for p in parts)
     return kind in ("words", "text") or kind == "var" and tree[1] not in ("infty", "setR")
 
 
@@ -865,14 +866,13 @@ def same_answer(response: str, gold: str) -> bool:
         return True
     if _PLAIN.fullmatch(response) and _PLAIN.fullmatch(gold):
         return Decimal(response) == Decimal(gold)
-    (mine, more), (theirs, _), work = _read(response), _read(gold), [MAX_WORK]
-    return any(_same_reading(one, other, work) for one in mine + more for other in theirs)
-
-
-def _same_reading(mine, theirs, work):
-    (tokens, tree, domain), (gold_tokens, gold_tree, gold_domain) = mine, theirs
-    if domain and gold_domain and domain != gold_domain:
+    (mine, more, said), (theirs, _, gold_said), work = _read(response), _read(gold), [MAX_WORK]
+    if said and gold_said and not same_answer(said, gold_said):  # 1 (x>0) is not 1 (x<0)
         return False
+    return any(_same_reading(*one, *other, work) for one in mine + more for other in theirs)
+
+
+def _same_reading(tokens, tree, gold_tokens, gold_tree, work):
     if tokens == gold_tokens or None in (tree, gold_tree):
         return tokens == gold_tokens
     both, readings = tokens + gold_tokens, [{"°": _ONE, "%": _ONE}]
@@ -886,7 +886,7 @@ def _same_reading(mine, theirs, work):
 
 def is_value(text: str) -> bool:
     """Can an answer be read as something else than text?"""
-    return any(tree and "'text'" not in repr(tree) for _, tree, _ in sum(_read(text.strip()), []))
+    return any(tree and "'text'" not in repr(tree) for _, tree in sum(_read(text.strip())[:2], []))
 
 
 @lru_cache(4096)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 TASKS = ("math", "code", "science", "tool")
@@ -42,7 +43,8 @@ class Verdict:
 
 def verify(task: str, response: str, answer: Any) -> Verdict:
     """Verdict on any response text. ValueError only for a bad task or gold `answer`."""
-    check_answer(task, answer)
+    if task not in TASKS:
+        check_answer(task, answer)  # raises; each verifier checks the answer, once
     judges = (verify_math, verify_code, verify_science, verify_tool)
     return dict(zip(TASKS, judges, strict=True))[task](response, answer)
 
@@ -53,10 +55,10 @@ def verify_batch(
     """Verdicts of equally long lists, in order. Programs run `workers` at a time (by default and at
     most one a core), equal (response, answer) pairs once; the other tasks are a plain loop."""
     pairs = list(zip(responses, answers, strict=True))
-    for _, answer in pairs:
-        check_answer(task, answer)
     if task != "code":
         return [verify(task, *pair) for pair in pairs]
+    for answer in {id(answer): answer for answer in answers}.values():
+        check_answer(task, answer)  # all of them before a program runs
     keys = [(response, json.dumps(answer, sort_keys=True)) for response, answer in pairs]
     cores = _sibling("sandbox", "code").cores()
     pool = ThreadPoolExecutor(max(1, min(workers or cores, cores)))
@@ -86,6 +88,7 @@ def check_answer(task: str, answer: Any) -> None:
         _check_code_answer(answer)
 
 
+@cache  # finding a module costs as much as comparing two numbers
 def _sibling(name, task):
     if importlib.util.find_spec(name) is None:
         advice = f"{task} answers need {name}.py: copy it beside verifiers.py"
@@ -109,8 +112,8 @@ def _visible(text):
 
 _BOX = re.compile(  # then a brace or, without one, a number, a command or a letter
     r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*(\{|[-+]?[\d.]+[^\s{}$]*"
-    r"|\\(?!boxed|fbox|framebox)[a-zA-Z]+(?:\{[^{}]*\})*|[A-Za-z](?![A-Za-z]))|\\.|[{}]",
-    re.S,
+    r"|\\(?!boxed|fbox|framebox)[a-zA-Z]+(?:\{[^{}]*\})*|[A-Za-z](?![A-Za-z]))|\\.|\{|\}",
+    re.S,  # \{|\}, not [{}]: so that each branch starts with one character, re skips what is none
 )
 _NO_ANSWER = re.compile(  # \boxed{}, \boxed{...}, \boxed{?}, \boxed{\text{answer}}
     r"(?:\\text\s*\{)?(?:\s|\\[ ,;]|\\q?quad\b)*"
@@ -207,10 +210,10 @@ _MARKUP = re.compile(
     r"\\(?:text|textbf|mathrm|mathbf|boxed|fbox)\b|\\[()\[\]]|[*_$`{}\"'“”‘’«»「」]"
 )
 _LEAD = re.compile(  # "The best answer is option", "I choose"
-    r"(?:so|thus|hence|therefore|it is|i (?:would )?(?:choose|pick|select))\b[\s,]*(?=[(A-Z])"
+    r"(?:(?:so|thus|hence|therefore|it is|i (?:would )?(?:choose|pick|select))\b[\s,]*(?=[(A-Z])"
     r"|(?:the |my )?(?:(?:best|correct|right|final|most likely)\s+)*"
     r"(?:option|choice|answer|letter)s?\b(?:\s+(?:is|must be|would be|seems to be)\b)?\s*:?\s*"
-    r"|(?:选项|答案|选)[是为]?\s*:?\s*",
+    r"|(?:选项|答案|选)[是为]?\s*:?\s*){0,3}",
     re.I,
 )
 _EPITHETS = """abortus albicans anthracis aureus brevis burgdorferi carota cerevisiae cholerae coli
@@ -227,10 +230,15 @@ _CHOICE = re.compile(
     rf"|\s+(?:{_WORDS})\b))"  # B because
 )
 _MORE = re.compile(  # another letter, unless it starts a clause: "B, C is wrong"; "B, I and II"
-    r"[)\]]?\s*(?:[,;/&|+]|and\b|or\b)[\s,]*(?:or\s+|and\s+|option\s+)?"
+    r"[)\]]?\s*\(?(?:(?:[,;/&|+]|(?:and|or|also|maybe|perhaps|possibly|alternatively|[Oo]ption)\b)\s*)+"
     r"(?!I\b[\s,]*(?:and|or|,|&)\s*(?:II|IV)\b)(?:[(\[]([A-Za-z])[)\]]|([A-Z])\b)"
-    r"(?=\W*$|\s*[,;/&|+):\n]|\.(?!\s+[A-Z][a-z])|\s+(?:and|or|because|since)\b)"
-    r"|[\s,]+[(\[]?([A-Z])[)\]]?(?=\W*$)"
+    r"(?=\W*$|\s*[,;/&|+):\n]|\.(?!\s+[A-Z][a-z])|\s+(?:and|or|are|because|since)\b)"
+    r"|[(\[]([A-Za-z])[)\]](?![\w=#-])|[\s,]+[(\[]?([A-Z])[)\]]?(?=\W*$|\s*[(\[][A-Z][)\]])"
+)
+_SECOND = re.compile(  # an option's line, or "A: text, B: text"; not "A: text, B: wrong"
+    r"(?:(?:^|\n)[ \t]*[(\[]?(?=[A-Z][)\].:]\s)"
+    r"|(?:[,;]|\b(?:and|or)\b)\s*[(\[]?(?=[A-Z](?:[)\]:]|\s[-–—]|\.(?=\s[a-z\d]))\s"
+    r"(?![a-z]*s\b|(?:are|have|would|can|and|or|not|only|both|wrong|incorrect|false)\b)))([A-Z])"
 )
 _SAID = re.compile(
     r"\b[Aa]nswer\b\W{0,5}(?:is\b|:)(?:[\s:*$]|\\\()*"
@@ -242,13 +250,11 @@ def _letters(text):
     """The letters that a text chooses: B, (B), b, B: text, B because; not "B cells", "C=O"."""
     text = unicodedata.normalize("NFKC", text[:5_000]).translate({ord("。"): ". ", ord("、"): ", "})
     text = _MARKUP.sub("", text).strip()
-    for _ in range(3):
-        text = text[lead.end() :] if (lead := _LEAD.match(text)) else text
+    text = text[_LEAD.match(text).end() :]
     if not (m := _CHOICE.match(text)):
         return set()
     rest = text[m.end() :]
-    others = re.findall(r"^\s*[(\[]?([A-Z])[)\].:]\s", rest, re.M)  # a second option's line
-    letters = [m[m.lastindex], *others]
+    letters = [m[m.lastindex], *_SECOND.findall(rest)]
     while more := _MORE.match(rest):
         letters.append(more[more.lastindex])
         rest = rest[more.end() :]
@@ -289,7 +295,7 @@ def _json_number(text):
 _NUMBERS = dict.fromkeys(("parse_constant", "parse_float", "parse_int"), _json_number)
 _JSON = json.JSONDecoder(object_pairs_hook=_json_object, **_NUMBERS)
 _LABEL = re.compile(r"^[ \t]*(?:Action:(.*)|Action Input:\s*(?:```(?:json)?\s*)?)", re.M)
-_OTHER_FORMS = (  # what else models write, and what to say
+_FORMS = (  # what else models write, and what to say
     (r"<tool_call>|<function", "tool calls in tags are not read"),
     (r"^[ \t]*\*+\s*Action", "the labels must be plain, without bold"),
     (r"^[ \t]*(?:action|ACTION)\b", "the labels are written 'Action:' and 'Action Input:'"),
@@ -327,10 +333,9 @@ def _read_actions(text):
     if name:
         raise ValueError("The last Action has no line 'Action Input: ': it is missing or cut off.")
     if not actions:
-        hints = [hint for form, hint in _OTHER_FORMS if re.search(form, text[:20_000], re.M)]
-        hint = f" ({hints[0]})" if hints else ""
+        hints = [f" ({hint})" for form, hint in _FORMS if re.search(form, text[:20_000], re.M)]
         lines = "a line 'Action: ' and a line 'Action Input: '"
-        raise ValueError(f"No action was found: it needs {lines}{hint}.")
+        raise ValueError(f"No action was found: it needs {lines}{''.join(hints[:1])}.")
     return actions
 
 
@@ -353,9 +358,7 @@ def _gold_actions(answer):
         if not actions or not all(name and isinstance(given, dict) for name, given in actions):
             raise ValueError("an empty list, an empty name, or an input that is no object")
     except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
-        form = (
-            """[{"Action": "name", "Action_Input": "{\\"argument\\": 1}"}], inputs as JSON text"""
-        )
+        form = '[{"Action": "name", "Action_Input": "{\\"argument\\": 1}"}], inputs as JSON text'
         raise ValueError(f"a tool answer is a list like {form}: {error!r:.200}") from None
     return actions
 
@@ -374,6 +377,13 @@ def verify_tool(response: str, answer: list[dict[str, str]]) -> Verdict:
 
 
 # --- code ---
+
+_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([^\s`]*)([^\n`]*)$")
+_TESTS = {
+    "stdin": 'an object like {"input": "1 2\\n", "output": "3\\n"}',
+    "functional": 'an object like {"input": "1\\n2", "output": "3"}, arguments and result as JSON',
+    "assert": "a text like assert f(1, 2) == 3",
+}
 
 
 def verify_code(
@@ -405,9 +415,6 @@ def describe_isolation() -> str:
     return _sibling("sandbox", "code").describe_isolation()
 
 
-_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([^\s`]*)([^\n`]*)$")
-
-
 def _find_program(text):
     """(program, fenced): the last complete block marked python, else the last block, else all the
     text. A fence in a docstring, or indented by more than three spaces, closes no block."""
@@ -435,16 +442,9 @@ def _find_program(text):
     return max(blocks)[2] if blocks else text, bool(blocks)
 
 
-_TESTS = {
-    "stdin": 'an object like {"input": "1 2\\n", "output": "3\\n"}',
-    "functional": 'an object like {"input": "1\\n2", "output": "3"}, arguments and result as JSON',
-    "assert": "a text like assert f(1, 2) == 3",
-}
-
-
 def _check_code_answer(answer):
     kind = answer.get("type") if isinstance(answer, dict) else None
-    tests = answer.get("tests") if kind in _TESTS else None
+    tests = answer.get("tests") if kind in list(_TESTS) else None
     if not (isinstance(tests, list) and tests):
         raise ValueError(f"a code answer has a 'type', of {list(_TESTS)}, and a list of 'tests'")
     entry = answer.get("entry_point")

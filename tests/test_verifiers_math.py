@@ -1,11 +1,13 @@
 """Math verifier: equality over a table, golds of real data, extraction, bounds, feedback."""
 
 import random
+import re
 import time
 
 import pytest
 
 import math_answers
+import verifiers
 from verifiers import check_answer, verify
 
 MATH_FILES = (
@@ -495,6 +497,32 @@ def test_a_bad_gold_answer_is_refused(gold):
         verify("maths", r"\boxed{5}", "5")
 
 
+@pytest.mark.parametrize("task, gold", [("math", "5"), ("science", "B")])
+def test_a_batch_checks_a_gold_once_a_rollout_and_finds_a_module_once(task, gold, monkeypatch):
+    """Each gold was checked three times a rollout, and the module looked up four times: batches of
+    short answers took an eighth longer."""
+    checks, finds, check = [], [], verifiers.check_answer
+    find = verifiers.importlib.util.find_spec
+    monkeypatch.setattr(verifiers, "check_answer", lambda *a: checks.append(a) or check(*a))
+    monkeypatch.setattr(
+        verifiers.importlib.util, "find_spec", lambda *a: finds.append(a) or find(*a)
+    )
+    verdicts = verifiers.verify_batch(task, [boxed(gold), boxed("7")] * 20, [gold] * 40)
+    assert [verdict.correct for verdict in verdicts] == [True, False] * 20
+    assert len(checks) <= 40 and len(finds) <= 1
+
+
+@pytest.mark.parametrize("task", verifiers.TASKS)
+def test_a_batch_with_one_bad_gold_is_refused(task):
+    good = {"math": "5", "science": "B", "tool": [{"Action": "f", "Action_Input": "{}"}]}
+    good["code"] = {"type": "stdin", "tests": [{"input": "", "output": ""}]}
+    for bad in (None, 5, [], {}, "", {"type": []}, {"type": "stdin", "tests": [1]}):
+        with pytest.raises(ValueError, match=f"{task} answer|test 1 is not"):
+            verifiers.verify_batch(task, ["x", "y"], [good[task], bad])
+    with pytest.raises(ValueError, match="unknown task"):
+        verifiers.verify_batch("maths", ["x"], ["5"])
+
+
 def test_each_gold_answer_of_the_data_verifies_against_itself(rows):
     """A gold that its own text does not match can never be reached."""
     unread = [
@@ -546,6 +574,61 @@ def test_no_two_gold_answers_are_the_same_but_for_the_named_ones(rows):
         frozenset({a, b}) for a in texts for b in texts if a != b and math_answers.same_answer(a, b)
     }
     assert found <= set(TRULY_EQUAL)
+
+
+REMARKS_THAT_DIFFER = r"""1 (x>0) # 1 (x<0) # 1 (x>1) # 1 (x\ge 0) # 1 (x \ne 0) # 1 for x<0
+10 (loss) # 10 (gain) # 10\text{ (gain)} # $10$ (a net gain) # 10 (\text{no loss})
+x=5 for x>0 # x=5 for x<0 # 5 (x<0) # 5 for all real x<0 # x=5 \text{ for } x \ge 0
+2 (0<x<1) # 2 (0<x<2) # 2 (0\le x<1)
+1 (x>0, y>0) # 1 (x>0, y<0)
+n^2 for all even n # n^2 for all odd n
+5 (cm) # 5 (km) # 5 (inches)
+k\pi, k\in\mathbb{Z} # k\pi, k\in\mathbb{N} # k\pi for real k"""
+REMARKS_THAT_AGREE = r"""1 (x>0) # 1 # 1 (0<x) # 1 (x > 0) # 1 ($x>0$) # 1 \quad (x \gt 0)
+1 (x>0) # 1 for x>0 # 1 for all real x>0
+1/x (x\ne 0) # \frac{1}{x} \quad (x \neq 0) # \frac1x # 1/x (0 \ne x)
+2 (0<x<1) # 2 (1>x>0)
+1 (x>0, y>0) # 1 (y>0, x>0) # 1 (x>0 and y>0)
+10 (loss) # 10 # 10 (LOSS) # 10 \text{ (Loss)} # 10 ( \text{loss} ) # $10$ (a loss)
+x=5 for x>0 # x=5 # 5 # x = 5 \text{ for } x>0 # 5 (0<x)
+5 (cm) # 5 # 5 cm # 5 (centimeters)
+5 (square cm) # 5 (cm^2) # 5\text{ cm}^2
+5 (apples) # 5 (apple) # 5
+k\pi, k\in\mathbb{Z} # k\pi # k\pi \text{ for integer } k # k\pi where k is an integer
+cx for any c # cx \text{ for some constant } c # cx where c is an arbitrary constant"""
+
+
+def remarks(table):
+    rows = [row.split(" # ") for row in table.splitlines()]
+    return [(gold, response) for gold, *others in rows for response in others]
+
+
+@pytest.mark.parametrize("gold, response", remarks(REMARKS_THAT_DIFFER))
+def test_answers_whose_remarks_contradict_are_not_the_same(gold, response):
+    """Remarks and conditions were dropped, also where both answers have one and they differ."""
+    assert not math_answers.same_answer(response, gold)
+    assert not math_answers.same_answer(gold, response)
+    assert verify("math", boxed(response), gold).feedback
+    for text in (gold, response):  # each is equal to itself and to what it says without the remark
+        bare = re.split(r",? *(?:\(|\\text\{|for |k\\in)", text)[0].strip("$ ")
+        assert verify("math", boxed(text), text).correct
+        assert verify("math", boxed(bare), text).correct
+        assert verify("math", boxed(text), bare).correct
+
+
+@pytest.mark.parametrize("gold, response", remarks(REMARKS_THAT_AGREE))
+def test_remarks_that_say_the_same_or_stand_on_one_side_change_nothing(gold, response):
+    assert verify("math", boxed(response), gold).correct
+    assert verify("math", boxed(gold), response).correct
+    assert not verify("math", boxed(response), "7").correct
+    assert not verify("math", boxed(response), "7 (x>0)").correct
+
+
+def test_remarks_inside_remarks_end():
+    """A remark is read as an answer of its own, so it may not hold one without end."""
+    for piece in ("for x ", "(ab) ", "(x>0) ", "where x, k∈\\mathbb{Z} ", "∀x (ab) ", "⑴ for y "):
+        for other in ("5 (ab)", "5 " + piece * 50):
+            assert math_answers.same_answer("5 " + piece * 60, other) in (True, False)
 
 
 def hostile_texts():

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import time
 
 import pytest
@@ -93,6 +94,39 @@ CHOICES = [  # (response, the letter that is read, or None)
     ("The answer is (A). No: the answer is (C).", "C"),
     ("The answer is A, as shown.", "A"),
 ]
+
+
+TWO_CHOICES = """(A)(B) | [A][B] | (a)(b) | (A) (B) (C) | (A)(B) because both fit | A (or B)
+A (B) | A (and B) | A (possibly B) | A or maybe B | A, or maybe B | A, possibly B
+A and possibly C | Option A or Option B | A: iron, B: copper | A: iron; B: copper
+A: Iron, B: Copper, C: Zinc | A: iron or B: copper | (A) iron, (B) copper
+(A) iron and (B) copper | A) iron, B) copper | A. iron, B. copper | A - iron, B - copper
+A and B are correct | A and B are both right | A: iron, or (B) copper"""
+ONE_CHOICE = """(A) iron | A: iron | A. iron (not B) | A (not B) | A, not B | A (B is wrong)
+A (or maybe not B) | A (or iron) | A or possibly iron | A: both B and C | A: B and C
+A. Both (B) and (C) | A: (B), (C) and (D) | A: true, B: false | A: iron, B: wrong
+A: iron. B: copper is wrong | (A) iron, and (B) is wrong
+(A): iron has more, and (B) has fewer electrons
+(A) because it fits, and (B) describes another law | A: E. coli, B. subtilis
+A. E. coli, B. subtilis | A, B. Franklin | (A) copper(I) oxide, copper (II) oxide
+(A)(R)-2-butanol | (A) (E)-2-butene | A: C, H and O | A (C, H and O) | A: vitamin B, C
+A: iron, A: iron | A or A | (A)(A) | A: 5 g, or 5 kg | A (I and II)"""
+
+
+@pytest.mark.parametrize("lead", ["", "The answer is ", "Option "])
+@pytest.mark.parametrize("text", re.split(r" \| |\n", TWO_CHOICES))
+def test_an_answer_that_names_two_choices_is_none(text, lead):
+    """The first letter counted: (A)(B), A (or B) and "A: iron, B: copper" were right for gold A."""
+    for gold in "ABC":
+        verdict = verify("science", f"<answer>{lead}{text}</answer>", gold)
+        assert not verdict.correct and verdict.answer is None
+
+
+@pytest.mark.parametrize("text", re.split(r" \| |\n", ONE_CHOICE))
+def test_a_letter_that_is_rejected_or_stands_in_an_options_text_is_no_second_choice(text):
+    for gold in "AB":
+        verdict = verify("science", f"<answer>{text}</answer>", gold)
+        assert verdict.correct is (gold == "A") and verdict.answer == "A"
 
 
 @pytest.mark.parametrize("response, letter", CHOICES)
