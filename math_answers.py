@@ -20,10 +20,9 @@ else, or does not fit the grammar, is *text*: equal only to the same text withou
 
 For example 2\frac{1}{3}\text{ hours} is rewritten to (2+1/3) "hours" and read as
 ("quantity", ("+", (2, ("*", (1, ("inv", 3))))), ("var", "h")), where 2 is ("num", Fraction(2)).
-Trees are compared by value: numbers are exact fractions; variables, roots and functions are
-evaluated at random real points, where both sides are real: sqrt(x^3) is x sqrt(x), but |x| is not
-x. Floats are equal within 1e-11, but a long decimal equals no irrational number. A remark at the
-end, (rounded) or for x>0, counts only where both answers have one."""
+Trees are compared by value: numbers are exact fractions, all else is evaluated at random points
+where both sides are real: sqrt(x^3) is x sqrt(x), |x| is not x. Floats are equal within 1e-11, but
+no decimal is an irrational number. A remark, 5 (loss), counts only where both answers have one."""
 
 import cmath
 import math
@@ -201,7 +200,8 @@ _       TEXT·\{·([\dA-Z]*\d[\dA-Z]*)·\}·_ ⇒ \1_                    # \text
 \begin  \\begin·\{(cases|aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\} ⇒ ROWS # LINES = x=1,y=2
 _       ((?:\d[\dA-Z]*|[A-Z]+\d[\dA-Z]*)(?:\.[\dA-Z]+)?)·_·(\{·\d\d?·\}|\d\d?) ⇒ BASED # 12_5 = 7
 :|is|"  ^·LABEL ⇒                                                  # \text{Total: }42 = 42
-( ^(?!.*(?:[-+*/^_=(,]|\\[a-z]+)GAP\([^()]*\)END)(.*?\S)GAP\((REMARK)\)END ⇒ \1∀\2 # 5 (rounded) = 5
+( GAP\((?:rounded|to the nearest)\b[^()]*\)END ⇒                     # 3 (rounded to two digits) = 3
+( ^(?!.*(?:[-+*/^_=(,]|\\[a-z]+)GAP\([^()]*\)END)(.*?\S)GAP\((REMARK)\)END ⇒ \1∀\2 # 5 (gain) = 5
 ( ^(.*?\S)(?!\()GAP\(([^()]*(?:[<>≠=]|\\[gln](?:eq?|t)\b)[^()]*)\)END ⇒ \1∀\2 # 5 (x>0) = 5
 for|w|\set (?<=.)(?:FOR) ⇒ ∀\g<0>                                  # k\pi, k\in\mathbb Z = k\pi
 """

@@ -594,6 +594,7 @@ x=5 for x>0 # x=5 # 5 # x = 5 \text{ for } x>0 # 5 (0<x)
 5 (cm) # 5 # 5 cm # 5 (centimeters)
 5 (square cm) # 5 (cm^2) # 5\text{ cm}^2
 5 (apples) # 5 (apple) # 5
+3.14 (rounded to two decimals) # 3.14 # 3.14 (to the nearest hundredth) # 3.14 (rounded)
 k\pi, k\in\mathbb{Z} # k\pi # k\pi \text{ for integer } k # k\pi where k is an integer
 cx for any c # cx \text{ for some constant } c # cx where c is an arbitrary constant"""
 
