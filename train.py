@@ -573,8 +573,8 @@ def main(arguments: list[str] | None = None) -> None:
             def lock():
                 held.enter_context(checkpoint.claim(out, resume=settings.resume))
 
-            existed = parallel.agree(out.exists())
-            parallel.by_main(lock if existed else lambda: None)
+            existed = parallel.agree(os.path.exists(out))
+            parallel.by_main(lock if existed else lambda: checkpoint.try_to_write(out))
             run = prepare(settings)
             report.announce(run)
             if run.settings.layout == "auto" and run.settings.steps:

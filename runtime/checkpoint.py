@@ -25,6 +25,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -48,10 +49,11 @@ def claim(out: Path, *, resume: bool):
 
     The kernel releases it when the process ends in any way. Child processes do not inherit it
     (Python opens files close-on-exec): the verifier's server may outlive a killed trainer by a
-    moment. Raises ValueError where another run writes, and as `check_folder` does.
+    moment. Raises ValueError where another run writes, and as `check_folder` and `try_to_write` do.
     """
     # first: no lock file may appear in a folder that is not a run's
     check_folder(out, resume)
+    try_to_write(out)
     out.mkdir(parents=True, exist_ok=True)
     file = open(out / "lock", "a+", encoding="utf-8")
     try:
@@ -75,9 +77,9 @@ def claim(out: Path, *, resume: bool):
 
 def check_folder(out: Path, resume: bool) -> None:
     """Raises ValueError unless `out` is missing, empty or, with `resume`, the folder of a run."""
-    if out.exists() and (
-        not out.is_dir() or any(path.name not in PRELUDE for path in out.iterdir())
-    ):
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: give a folder")
+    if out.exists() and any(path.name not in PRELUDE for path in out.iterdir()):
         if not resume:
             raise ValueError(
                 f"{out} is not empty: choose another --out, or --resume to continue the run there"
@@ -86,6 +88,22 @@ def check_folder(out: Path, resume: bool) -> None:
             raise ValueError(
                 f"{out} is not the folder of a run (no config.json): nothing to resume"
             )
+
+
+def try_to_write(out: Path) -> None:
+    """Raises ValueError where no file can be made in `out`; folders made for the try go again."""
+    made = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ValueError(
+            f"--out {out} cannot be written to ({error.strerror}): choose another folder"
+        ) from None
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # another run may have begun to use it
+                folder.rmdir()
 
 
 # files that a run may leave when it dies before its first step: the folder still counts as empty

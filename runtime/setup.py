@@ -57,13 +57,19 @@ def load(settings):
             [data.read_row(row, s.task, n) for n, row in enumerate(rows)]
             for rows in tiny.problems(s.task, seed=s.seed)
         )
-        student, tokenizer = tiny.build(
-            s.task,
-            instruction=verifiers.INSTRUCTIONS[s.task],
-            verify=verifiers.verify,
-            folder=out.parent,
-            device=s.device,
-        )
+        try:
+            student, tokenizer = tiny.build(
+                s.task,
+                instruction=verifiers.INSTRUCTIONS[s.task],
+                verify=verifiers.verify,
+                folder=out.parent,
+                device=s.device,
+            )
+        except OSError as error:
+            raise ValueError(
+                "the warmed-up tiny student is kept beside the run's folder, for later runs: "
+                f"{error} (--out DIR/NAME puts both into DIR)"
+            ) from None
     else:
         options = {f: getattr(s, f) for f in ("prompt_field", "answer_field", "system_field")}
         options |= {"skip_bad_rows": s.skip_bad_rows, "counts": bad_rows}

@@ -25,7 +25,7 @@ import mopd
 import sandbox
 import train
 import verifiers
-from runtime import checkpoint, fast_rollout, models
+from runtime import checkpoint, fast_rollout, models, setup
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork and signals")
 
@@ -533,11 +533,35 @@ def test_a_full_disk_leaves_no_half_written_file_and_names_the_one_it_was_for(tm
     ] and path.read_text() == '{"step": 1}\n'
 
 
-def test_an_out_that_cannot_be_a_folder_is_refused_in_one_line(folder, tmp_path, capsys):
+def test_an_out_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    folder, tmp_path, capsys, monkeypatch
+):
+    """A folder that was not there was tried only after the teacher had been measured."""
+    monkeypatch.setattr(train, "prepare", lambda settings: pytest.fail("it was loaded"))
     (tmp_path / "file").write_text("mine")
-    assert str(tmp_path / "file") in refused(capsys, flags(folder, tmp_path / "file"))
-    assert str(tmp_path / "file") in refused(capsys, flags(folder, tmp_path / "file" / "out"))
+    assert f"--out {tmp_path / 'file'} is a file" in refused(
+        capsys, flags(folder, tmp_path / "file")
+    )
+    line = refused(capsys, flags(folder, tmp_path / "file" / "out"))
+    assert f"--out {tmp_path / 'file' / 'out'} cannot be written to (Not a directory)" in line
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_try_to_write_leaves_nothing_behind(tmp_path):
+    checkpoint.try_to_write(tmp_path / "new" / "out")
+    (tmp_path / "old").mkdir()
+    checkpoint.try_to_write(tmp_path / "old")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
+
+
+def test_an_error_of_the_tiny_students_cache_says_what_it_is(tmp_path, capsys, monkeypatch):
+    def fails(*args, folder, **options):
+        raise OSError(f"cannot write {folder}/tiny-math-123")
+
+    monkeypatch.setattr(setup.tiny, "build", fails)
+    line = refused(capsys, ["--out", str(tmp_path / "out")])
+    said = "the warmed-up tiny student is kept beside the run's folder, for later runs: "
+    assert f"{said}cannot write {tmp_path}/tiny-math-123" in line
 
 
 # --- numbers and memory ---
