@@ -57,11 +57,13 @@ def read_problems(
     spec: a file or folder, or a data set on the Hub, see data_files.find_files. *_field: names of
     fields, dotted inside objects; None finds the usual ones. skip_bad_rows: go on without the rows
     that cannot be read; their number is put into counts[spec]. Raises ValueError for files
-    that cannot be read, for bad rows, the first of which are named, and where no row is left.
+    that cannot be read, for bad rows, the first of which are named, where no row is left, and for
+    a system_field that no row has.
     """
     names = {"prompt": prompt_field, "answer": answer_field, "system": system_field}
     problems, places, bad, used = [], [], Bad(), collections.Counter()
     texts = {}  # one copy of a prompt that recurs: DAPO-Math-17k has each a hundred times
+    there = {} if system_field else None  # the fields of all rows, until one has system_field
     files = find_files(spec)
     for place, row in _progress(_rows(files, names), "reading"):
         try:
@@ -72,6 +74,8 @@ def read_problems(
                 problems.append(_problem(made, prompt, task, len(problems)))
                 places.append(place)
                 used.update(made.used)
+            if there is not None:
+                there = None if data_rows.has(row, system_field) else there | row
         except BAD as error:
             form = "" if isinstance(error, (ValueError, RecursionError)) else "of an unknown form: "
             bad.add(place, f"{form}{error}")
@@ -81,6 +85,11 @@ def read_problems(
     if not problems:
         raise ValueError(
             f"{where} has no usable row: " + ("none is left" if bad.count else "it is empty")
+        )
+    if there:
+        raise ValueError(
+            f"{where}: no row has the field {system_field!r} of --system-field, "
+            f"only {data_rows.names_of(there)}"
         )
     if counts is not None and bad.count:
         counts[spec] = bad.count

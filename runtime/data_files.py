@@ -174,7 +174,7 @@ def rows_of(
         with open(path, "rb") as file:
             start = file.read(4)
             if start == b"PAR1":
-                yield from _parquet(path, wanted)
+                yield from _parquet(path, wanted, named)
                 return
             _refuse_others(start, path)
             file.seek(0)
@@ -387,7 +387,7 @@ def _csv(first, rest, lines, path):
         raise ValueError(f"{path}:{lines.number}: not CSV: {error}") from None
 
 
-def _parquet(path, wanted):
+def _parquet(path, wanted, named):
     try:
         import pyarrow
         import pyarrow.parquet
@@ -399,7 +399,9 @@ def _parquet(path, wanted):
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            names = [name for name in names if wanted is None or wanted(name)] or names
+            # all columns where a named one is missing: the error lists what there is
+            if {name.partition(".")[0].lower() for name in named} <= set(map(str.lower, names)):
+                names = [name for name in names if wanted is None or wanted(name)] or names
             about = file.metadata
             groups = [about.row_group(n).total_byte_size for n in range(about.num_row_groups)]
             if max(groups, default=0) > MAX_ROW_GROUP:

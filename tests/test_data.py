@@ -1301,6 +1301,28 @@ def test_the_choice_of_fields_repeats_and_contradictions_are_said(tmp_path, caps
     assert "1 different answers are no values and matched as text alone: " in said
 
 
+@pytest.mark.parametrize("role", ["prompt", "answer", "system"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.parquet"])
+def test_a_named_field_that_no_row_has_is_refused_with_the_fields_there_are(tmp_path, name, role):
+    """A mistyped --system-field left the task's instruction in place without a word."""
+    if name == "x.parquet" and pyarrow is None:
+        pytest.skip("needs pyarrow")
+    write(tmp_path / name, [{"prompt": "1+1?", "answer": "2", "sys": "Be brief.", "mine": "5"}])
+    with pytest.raises(ValueError, match="'sis'.* only 'prompt', 'answer', 'sys', 'mine'"):
+        read_problems(str(tmp_path / name), "math", **{f"{role}_field": "sis"})
+    (made,) = read_problems(str(tmp_path / name), "math", system_field="sys")
+    assert made.system == "Be brief."
+
+
+def test_a_system_field_may_be_null_or_be_missing_in_some_rows(tmp_path):
+    write(tmp_path / "x.jsonl", [{"prompt": "1?", "answer": "1", "sys": None}])
+    assert read_problems(str(tmp_path / "x.jsonl"), "math", system_field="sys")
+    rows = [{"prompt": "1?", "answer": "1"}, {"prompt": "2?", "answer": "2", "o": {"sys": "x"}}]
+    write(tmp_path / "x.jsonl", rows)
+    problems = read_problems(str(tmp_path / "x.jsonl"), "math", system_field="o.sys")
+    assert [p.system == "x" for p in problems] == [False, True]
+
+
 def test_evaluation_rows_that_are_training_rows_are_counted(capsys):
     def problem(prompt):
         return read_row({"prompt": prompt, "answer": "1"}, "math", 0)
