@@ -13,7 +13,7 @@ losses.
 
     with claim(out, resume=True):                       # no second run writes here
         load(run, MAY_CHANGE)                           # run.done: steps of the newest checkpoint
-        status = run_to_its_end(run, loop, stopped)     # loop(run, stop) calls save(run)
+        status = run_to_its_end(run, loop, stopped, sys.argv)  # loop(run, stop) calls save(run)
 """
 
 import contextlib
@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -173,12 +174,12 @@ class Stop:
             self.may_raise = False
 
 
-def run_to_its_end(run, loop, stopped) -> int:
+def run_to_its_end(run, loop, stopped, typed: list[str]) -> int:
     """Run loop(run, stop) and return the exit status: 0, 1 after a fault, 128 + a signal's number.
 
-    Where it did not end by itself, one line says why; after a signal stopped(run) is called before.
+    Where it did not end by itself, one line says why and how to go on with the command line
+    `typed`, program first; after a signal stopped(run) is called before.
     """
-    to_go_on = f"--resume goes on in {run.out}"
     with Stop() as stop:
         try:
             try:
@@ -187,18 +188,30 @@ def run_to_its_end(run, loop, stopped) -> int:
                 if run.done > run.saved:
                     save(run)
         except (OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
-            where = f"after {run.done} steps, {run.saved} of them saved in {run.out}"
+            line = f"{error}; after {run.done} steps"
+            line += f", {run.saved} of them saved in {run.out}" if run.saved else ""
             # a resume would compute the same loss that is not finite
             if not isinstance(error, FloatingPointError):
-                where += f"; {to_go_on}"
+                line += f"; {to_go_on(run, typed)}"
             if parallel.is_main() or not getattr(error, "everywhere", False):
-                print(f"train.py: error: {error} ({where})", file=sys.stderr)
+                print(f"train.py: error: {line}", file=sys.stderr)
             return 1
     if stop.heard():
         stopped(run)
-        print(f"stopped after {run.done} of {run.settings.steps} steps; {to_go_on}")
+        print(f"stopped after {run.done} of {run.settings.steps} steps; {to_go_on(run, typed)}")
         return 128 + stop.signal
     return 0
+
+
+def to_go_on(run, typed: list[str]) -> str:
+    """What to type: the command as it was typed, with --resume and the folder of the run."""
+    given = {word.partition("=")[0] for word in typed}
+    more = [] if "--out" in given else ["--out", str(run.out)]
+    more += [] if "--resume" in given else ["--resume"]
+    command = f"python {shlex.join([*typed, *more])}"
+    if parallel.world() > 1:  # this process does not know what torchrun was given
+        command = ", with ".join(filter(None, ["the same torchrun command", shlex.join(more)]))
+    return f"to go on: {command}" if run.saved else f"nothing is saved; to start again: {command}"
 
 
 # out of memory in the words of CPU, oneDNN, cuBLAS and cuDNN, which raise plain RuntimeErrors
