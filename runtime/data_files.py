@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 
-from runtime import first_line
+from runtime import first_line, reason_of_the_hub
 
 MAX_PIECE = 256 << 20  # bytes of a line, of a JSON array or object, of a CSV row
 # Text packs 3 to 10 times: a file that unpacks to more than this is made to fill memory or time.
@@ -75,6 +75,7 @@ def _download(repo, wanted, spec):
             print(f"{repo}: the Hub gave no list of files ({first_line(error)}): taking {folder}")
             return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
 
+    print(f"{spec}: no file or folder here, so it is fetched from the Hub or its cache", flush=True)
     names = [wanted]
     if not is_data(wanted) or "*" in wanted:
         names = select(_of_the_hub(names_there, spec), wanted, spec)
@@ -89,7 +90,7 @@ def _of_the_hub(function, spec, *arguments, **options):
     try:
         return function(*arguments, **options)
     except Exception as error:  # of the network, the Hub, the disk
-        raise ValueError(f"cannot load {spec} from the Hub: {first_line(error)}") from None
+        raise ValueError(f"cannot load {spec} from the Hub: {reason_of_the_hub(error)}") from None
 
 
 def select(names: list[str], wanted: str, spec: str, *, several: bool = False) -> list[str]:

@@ -52,6 +52,9 @@ def load(settings):
     Raises ValueError or OSError for data and models that cannot be used.
     """
     s, out, held_out, external, bad_rows = settings, Path(settings.out), [], (), {}
+    for name in (s.model, s.teacher):
+        if name not in ("tiny", *mopd.COPIES):
+            models.refuse_place(name)  # before the data is read
     if s.model == "tiny":
         train, held_out = (
             [data.read_row(row, s.task, n) for n, row in enumerate(rows)]
