@@ -343,11 +343,13 @@ def write_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({"files": listed}, indent=1) + "\n", "utf-8")
 
 
-def damage(folder: Path) -> str:
-    """The first disagreement of a checkpoint with its manifest, "" where it is whole."""
+def damage(folder: Path, only: str | None = None) -> str:
+    """The first disagreement of a checkpoint, or of one file in it, with its manifest, or ""."""
     try:
         for file in json.loads((folder / "manifest.json").read_text("utf-8"))["files"]:
             path = folder / file["path"]
+            if only not in (None, file["path"]):
+                continue
             if not path.is_file():
                 return f"{file['path']} is missing"
             if path.stat().st_size != file["size"]:
@@ -482,7 +484,9 @@ def load(run, may_change) -> None:
     run.settings.layout = stored["settings"]["layout"]
     run.settings.no_feedback = stored["settings"]["no_feedback"]
     run.measured = stored.get("measured")
-    print(f"resuming from {newest}")
+    ended = run.done >= run.settings.steps
+    more = f", which has all of --steps {run.settings.steps}: a larger one trains on"
+    print(f"resuming from {newest}{more if ended else ''}")
 
 
 def newest_of(run, may_change):
@@ -490,36 +494,68 @@ def newest_of(run, may_change):
     newest = newest_whole(run.out)
     if newest is None:
         return None, None
-    stored = json.loads((newest / "state" / "run.json").read_text("utf-8"))
-    old = "layout" not in stored["settings"]  # feedback had to be asked for then
-    if old:
-        feedback = stored["settings"].pop("feedback", False)
-        quiet = stored["settings"]["method"] == "mopd" and not feedback
-        stored["settings"] |= {"layout": "turn", "no_feedback": quiet}
-    for name, value in stored["settings"].items():
-        now, option = getattr(run.settings, name, value), "--" + name.replace("_", "-")
-        # What `auto` has settled, and what an old default was, is taken from the checkpoint.
-        open_still = (("layout", "auto"), ("no_feedback", False))
-        settled = (old or run.settings.layout == "auto") and (name, now) in open_still
-        by_content = name in stored["inputs"] and name in run.inputs
-        if name not in may_change and now != value and not settled and not by_content:
-            raise ValueError(
-                f"{option} is {now} now and was {value} in {newest}: resume with the same settings"
-            )
+    stored = stored_in(newest)
+    _compare_settings(run.settings, stored, newest, may_change, run.inputs)
+    for name, before in stored["settings"].items():
+        now = getattr(run.settings, name, before)
         # of what may change only a file that kept its name must have kept its content
-        if by_content and (name not in may_change or now == value):
-            _compare_content(f"{option} {now}", newest, stored["inputs"][name], run.inputs[name])
+        if name in run.inputs and (name not in may_change or now == before):
+            _compare_content(name, before, now, newest, stored["inputs"], run.inputs)
     return newest, stored
 
 
-def _compare_content(what, newest, then, now):
+def stored_in(folder: Path) -> dict:
+    """A checkpoint's run.json; the settings of older ones in today's words."""
+    stored = json.loads((folder / "state" / "run.json").read_text("utf-8"))
+    stored["old"] = "layout" not in stored["settings"]  # feedback had to be asked for then
+    if stored["old"]:
+        feedback = stored["settings"].pop("feedback", False)
+        quiet = stored["settings"]["method"] == "mopd" and not feedback
+        stored["settings"] |= {"layout": "turn", "no_feedback": quiet}
+    return stored
+
+
+def check_settings(settings, may_change, by_content) -> None:
+    """Raises ValueError where plain settings are not those of a run to be resumed: before a load.
+
+    by_content: the settings whose content `load` compares.
+    """
+    for folder in reversed(saved(Path(settings.out))):
+        if not damage(folder, "state/run.json"):
+            return _compare_settings(settings, stored_in(folder), folder, may_change, by_content)
+
+
+def _compare_settings(settings, stored, newest, may_change, by_content):
+    for name, then in stored["settings"].items():
+        now, option = getattr(settings, name, then), "--" + name.replace("_", "-")
+        # What `auto` has settled, and what an old default was, is taken from the checkpoint.
+        open_still = (("layout", "auto"), ("no_feedback", False))
+        settled = (stored["old"] or settings.layout == "auto") and (name, now) in open_still
+        if name in by_content and name in stored["inputs"] and "tiny" not in (now, then):
+            continue
+        if name not in may_change and now != then and not settled:
+            way = f"resume with {option} {shlex.quote(str(then))}"
+            if then is None or isinstance(then, bool):
+                way = f"resume with{'' if then else 'out'} {option}"
+            raise ValueError(f"{option} is {now} now and was {then} in {newest}: {way}")
+
+
+def _compare_content(name, before, now, newest, recorded, inputs):
     """Raises ValueError where the content of data or of a model is not what was recorded."""
-    if isinstance(then, str) and isinstance(now, dict):  # older checkpoints: see describe_model
-        now = now["checksum"]
-    if found := differences(then, now):
-        where = f" ({', '.join(found)})" if found != [""] else ""
+    then, found = recorded.get(name, inputs[name]), inputs[name]
+    if isinstance(then, str) and isinstance(found, dict):  # older checkpoints: see describe_model
+        found = found["checksum"]
+    names, option = differences(then, found), "--" + name.replace("_", "-")
+    if len(names) > 3 and now != before:
         raise ValueError(
-            f"{what}: its content is not what {newest} was made with{where}: "
+            f"{option} {now} is another model than {before}, which {newest} was made with: "
+            f"resume with {option} {shlex.quote(before)}, or start a new run"
+        )
+    if names:
+        more = [f"{len(names) - 3} more"] if len(names) > 3 else []
+        where = f" ({', '.join(names[:3] + more)})" if names != [""] else ""
+        raise ValueError(
+            f"{option} {now}: its content is not what {newest} was made with{where}: "
             "put it back, or start a new run"
         )
 

@@ -117,6 +117,10 @@ def load(settings):
 def prepare(settings) -> Run:
     """Load and check everything before any work; errors as in `load` and checkpoint.load."""
     s, kind, start = settings, torch.device(settings.device).type, time.perf_counter()
+    if s.resume:
+        contents = {"data", "eval_data", "model"}
+        contents |= {"teacher"} if s.teaches and s.teacher not in mopd.COPIES else set()
+        parallel.by_main(lambda: checkpoint.check_settings(s, MAY_CHANGE, contents))
     templates.begin(s.template_variables, checkpoint.date_of(Path(s.out)) if s.resume else None)
     student, tokenizer, teacher, train, held_out, inputs = parallel.in_turn(lambda: load(s))
     for model in (student, teacher.model):
