@@ -517,6 +517,17 @@ def _shows_options(prompt, letter):
     return letter in marks and "A" in marks and "B" in marks[marks.index("A") :]
 
 
+def is_choice(row: dict, made: Read) -> bool:
+    """Whether a gold that was read for math is an option's letter, or its number, in the row."""
+    gold = made.answer.strip("(). ").upper()
+    if not re.fullmatch("[A-J]|[0-9]", gold):
+        return False
+    with contextlib.suppress(ValueError):
+        if options := _options(row):
+            return gold.isalpha() or int(gold) <= len(options)
+    return gold.isalpha() and _shows_options(made.prompt, gold)
+
+
 def settle_numbers(golds: list) -> tuple[int, list[int]]:
     """(base, positions of golds that it cannot be): do these Numbers count from 0 or from 1?
 
