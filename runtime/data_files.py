@@ -265,12 +265,17 @@ def _parse(line):
     except UnicodeDecodeError as error:
         return ValueError(_not_utf8(error))
     except json.JSONDecodeError as error:
-        return ValueError(f"not one JSON object: {error.msg} at column {error.colno}")
+        return ValueError(f"not one JSON object: {_fault(error)}")
     except RecursionError:
         return ValueError("nested too deeply")
     except ValueError:  # Python reads integers of at most 4,300 digits
         return ValueError("a number has too many digits")
     return row if isinstance(row, dict) else ValueError("not a JSON object")
+
+
+def _fault(error):
+    """What json says: "Unterminated string starting at" and "Expecting value" alike."""
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}"
 
 
 def _not_utf8(error):
@@ -298,8 +303,8 @@ def _whole(text, rest, start, path, limit, named):
         line = start + text.count(b"\n", 0, error.start)
         raise ValueError(f"{path}:{line}: {_not_utf8(error)}") from None
     except json.JSONDecodeError as error:
-        line, reason = start + error.lineno - 1, f"{error.msg} at column {error.colno}"
-        raise ValueError(f"{path}:{line}: not one JSON object or array: {reason}") from None
+        line = start + error.lineno - 1
+        raise ValueError(f"{path}:{line}: not one JSON object or array: {_fault(error)}") from None
     except RecursionError:
         raise ValueError(f"{path}:{start}: row {number + 1} is nested too deeply") from None
 

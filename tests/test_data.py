@@ -1389,7 +1389,16 @@ DEEP = "[" * 100_000
 
 
 BAD_FILES = [
-    ("x.jsonl", b'{"prompt": "1+1", "ans', "x.jsonl:1: not one JSON object"),
+    (
+        "x.jsonl",
+        b'{"prompt": "1+1", "ans',
+        "JSON object or array: Unterminated string starting at column 19",
+    ),
+    (
+        "x.jsonl",
+        LINES.encode() + b'\n{"ans',
+        "not one JSON object: Unterminated string starting at column 2",
+    ),
     ("x.json", b'[{"prompt": "1+1", "answer": "2"}', "x.json:1: not one JSON object or array"),
     ("x.json", b'[\n{"prompt": "1+1",\n"ans', "x.json:3: not one JSON object or array"),
     ("x.jsonl", b'{"prompt": "\xe9", "answer": "2"}', "x.jsonl:1: not UTF-8 (byte 0xe9"),
