@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 import mopd
 import peer_context
 import train
-from runtime import measure, parallel, report
+from runtime import checkpoint, measure, parallel, report
 from runtime.models import max_length
 from runtime.report import grouped
 
@@ -588,6 +588,12 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         parser.error("--resume belongs to train.py")
     if rest and options.command in ("report", "show"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    for before, word in zip(["", *rest], rest, strict=False):
+        if word[:1] != "-" and before[:1] != "-":  # neither a flag nor the value of one
+            parser.error(
+                f"{options.command} takes no {word}: it asks the tiny student, or a model with "
+                "--model and --data; report and show take the folder of a run"
+            )
     return options, rest
 
 
@@ -607,6 +613,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"--resamples {options.resamples}: must be positive")
         if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
             raise ValueError(f"--out {options.out}: not a file in a folder that is there")
+        if options.out:
+            checkpoint.try_to_write(options.out.parent)
         if not settings.teaches:
             raise ValueError(
                 f"--method {settings.method} has no teacher to look at: use mopd, sdpo or opd"

@@ -557,7 +557,7 @@ def train(run: Run, stop: checkpoint.Stop) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; exits with 2 for errors before the first step, else as run_to_its_end."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    typed = sys.argv if arguments is None else ["train.py", *arguments]
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     # offline, it warns at every retry
@@ -565,7 +565,7 @@ def main(arguments: list[str] | None = None) -> None:
     with parallel.together(), contextlib.ExitStack() as held:
         try:
             parallel.join()
-            settings = parallel.in_turn(lambda: parse(arguments))
+            settings = parallel.in_turn(lambda: parse(typed[1:]))
             # the default has a timestamp, which may differ between ranks: use rank 0's
             settings.out = parallel.gather([settings.out])[0]
             out = Path(settings.out)
@@ -573,8 +573,8 @@ def main(arguments: list[str] | None = None) -> None:
             def lock():
                 held.enter_context(checkpoint.claim(out, resume=settings.resume))
 
-            existed = parallel.agree(out.exists())
-            parallel.by_main(lock if existed else lambda: None)
+            existed = parallel.agree(os.path.exists(out))
+            parallel.by_main(lock if existed else lambda: checkpoint.try_to_write(out))
             run = prepare(settings)
             report.announce(run)
             if run.settings.layout == "auto" and run.settings.steps:
@@ -596,7 +596,7 @@ def main(arguments: list[str] | None = None) -> None:
         except KeyboardInterrupt:
             print("train.py: stopped before the first step; nothing was saved", file=sys.stderr)
             sys.exit(130)
-        status = checkpoint.run_to_its_end(run, train, report.stopped)
+        status = checkpoint.run_to_its_end(run, train, report.stopped, typed)
     # every rank reaches this line, also after a signal; a fault (1) may be of this rank alone
     if status != 1:
         parallel.leave()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from torch.nn.utils import get_total_norm
+from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mopd
@@ -51,5 +52,6 @@ def one_step(student, tokenizer, *, problems=8, k=8, seed=0):
 
 
 if __name__ == "__main__":
+    logging.disable_progress_bar()  # of transformers, when it saves or loads the student
     instruction = verifiers.INSTRUCTIONS["math"]
     one_step(*tiny.build("math", instruction=instruction, verify=verifiers.verify))

@@ -13,7 +13,7 @@ losses.
 
     with claim(out, resume=True):                       # no second run writes here
         load(run, MAY_CHANGE)                           # run.done: steps of the newest checkpoint
-        status = run_to_its_end(run, loop, stopped)     # loop(run, stop) calls save(run)
+        status = run_to_its_end(run, loop, stopped, sys.argv)  # loop(run, stop) calls save(run)
 """
 
 import contextlib
@@ -22,9 +22,11 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -48,10 +50,11 @@ def claim(out: Path, *, resume: bool):
 
     The kernel releases it when the process ends in any way. Child processes do not inherit it
     (Python opens files close-on-exec): the verifier's server may outlive a killed trainer by a
-    moment. Raises ValueError where another run writes, and as `check_folder` does.
+    moment. Raises ValueError where another run writes, and as `check_folder` and `try_to_write` do.
     """
     # first: no lock file may appear in a folder that is not a run's
     check_folder(out, resume)
+    try_to_write(out)
     out.mkdir(parents=True, exist_ok=True)
     file = open(out / "lock", "a+", encoding="utf-8")
     try:
@@ -75,9 +78,9 @@ def claim(out: Path, *, resume: bool):
 
 def check_folder(out: Path, resume: bool) -> None:
     """Raises ValueError unless `out` is missing, empty or, with `resume`, the folder of a run."""
-    if out.exists() and (
-        not out.is_dir() or any(path.name not in PRELUDE for path in out.iterdir())
-    ):
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: give a folder")
+    if out.exists() and any(path.name not in PRELUDE for path in out.iterdir()):
         if not resume:
             raise ValueError(
                 f"{out} is not empty: choose another --out, or --resume to continue the run there"
@@ -86,6 +89,22 @@ def check_folder(out: Path, resume: bool) -> None:
             raise ValueError(
                 f"{out} is not the folder of a run (no config.json): nothing to resume"
             )
+
+
+def try_to_write(out: Path) -> None:
+    """Raises ValueError where no file can be made in `out`; folders made for the try go again."""
+    made = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ValueError(
+            f"--out {out} cannot be written to ({error.strerror}): choose another folder"
+        ) from None
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # another run may have begun to use it
+                folder.rmdir()
 
 
 # files that a run may leave when it dies before its first step: the folder still counts as empty
@@ -155,12 +174,12 @@ class Stop:
             self.may_raise = False
 
 
-def run_to_its_end(run, loop, stopped) -> int:
+def run_to_its_end(run, loop, stopped, typed: list[str]) -> int:
     """Run loop(run, stop) and return the exit status: 0, 1 after a fault, 128 + a signal's number.
 
-    Where it did not end by itself, one line says why; after a signal stopped(run) is called before.
+    Where it did not end by itself, one line says why and how to go on with the command line
+    `typed`, program first; after a signal stopped(run) is called before.
     """
-    to_go_on = f"--resume goes on in {run.out}"
     with Stop() as stop:
         try:
             try:
@@ -169,18 +188,30 @@ def run_to_its_end(run, loop, stopped) -> int:
                 if run.done > run.saved:
                     save(run)
         except (OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
-            where = f"after {run.done} steps, {run.saved} of them saved in {run.out}"
+            line = f"{error}; after {run.done} steps"
+            line += f", {run.saved} of them saved in {run.out}" if run.saved else ""
             # a resume would compute the same loss that is not finite
             if not isinstance(error, FloatingPointError):
-                where += f"; {to_go_on}"
+                line += f"; {to_go_on(run, typed)}"
             if parallel.is_main() or not getattr(error, "everywhere", False):
-                print(f"train.py: error: {error} ({where})", file=sys.stderr)
+                print(f"train.py: error: {line}", file=sys.stderr)
             return 1
     if stop.heard():
         stopped(run)
-        print(f"stopped after {run.done} of {run.settings.steps} steps; {to_go_on}")
+        print(f"stopped after {run.done} of {run.settings.steps} steps; {to_go_on(run, typed)}")
         return 128 + stop.signal
     return 0
+
+
+def to_go_on(run, typed: list[str]) -> str:
+    """What to type: the command as it was typed, with --resume and the folder of the run."""
+    given = {word.partition("=")[0] for word in typed}
+    more = [] if "--out" in given else ["--out", str(run.out)]
+    more += [] if "--resume" in given else ["--resume"]
+    command = f"python {shlex.join([*typed, *more])}"
+    if parallel.world() > 1:  # this process does not know what torchrun was given
+        command = ", with ".join(filter(None, ["the same torchrun command", shlex.join(more)]))
+    return f"to go on: {command}" if run.saved else f"nothing is saved; to start again: {command}"
 
 
 # out of memory in the words of CPU, oneDNN, cuBLAS and cuDNN, which raise plain RuntimeErrors
@@ -312,11 +343,13 @@ def write_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({"files": listed}, indent=1) + "\n", "utf-8")
 
 
-def damage(folder: Path) -> str:
-    """The first disagreement of a checkpoint with its manifest, "" where it is whole."""
+def damage(folder: Path, only: str | None = None) -> str:
+    """The first disagreement of a checkpoint, or of one file in it, with its manifest, or ""."""
     try:
         for file in json.loads((folder / "manifest.json").read_text("utf-8"))["files"]:
             path = folder / file["path"]
+            if only not in (None, file["path"]):
+                continue
             if not path.is_file():
                 return f"{file['path']} is missing"
             if path.stat().st_size != file["size"]:
@@ -451,7 +484,9 @@ def load(run, may_change) -> None:
     run.settings.layout = stored["settings"]["layout"]
     run.settings.no_feedback = stored["settings"]["no_feedback"]
     run.measured = stored.get("measured")
-    print(f"resuming from {newest}")
+    ended = run.done >= run.settings.steps
+    more = f", which has all of --steps {run.settings.steps}: a larger one trains on"
+    print(f"resuming from {newest}{more if ended else ''}")
 
 
 def newest_of(run, may_change):
@@ -459,36 +494,68 @@ def newest_of(run, may_change):
     newest = newest_whole(run.out)
     if newest is None:
         return None, None
-    stored = json.loads((newest / "state" / "run.json").read_text("utf-8"))
-    old = "layout" not in stored["settings"]  # feedback had to be asked for then
-    if old:
-        feedback = stored["settings"].pop("feedback", False)
-        quiet = stored["settings"]["method"] == "mopd" and not feedback
-        stored["settings"] |= {"layout": "turn", "no_feedback": quiet}
-    for name, value in stored["settings"].items():
-        now, option = getattr(run.settings, name, value), "--" + name.replace("_", "-")
-        # What `auto` has settled, and what an old default was, is taken from the checkpoint.
-        open_still = (("layout", "auto"), ("no_feedback", False))
-        settled = (old or run.settings.layout == "auto") and (name, now) in open_still
-        by_content = name in stored["inputs"] and name in run.inputs
-        if name not in may_change and now != value and not settled and not by_content:
-            raise ValueError(
-                f"{option} is {now} now and was {value} in {newest}: resume with the same settings"
-            )
+    stored = stored_in(newest)
+    _compare_settings(run.settings, stored, newest, may_change, run.inputs)
+    for name, before in stored["settings"].items():
+        now = getattr(run.settings, name, before)
         # of what may change only a file that kept its name must have kept its content
-        if by_content and (name not in may_change or now == value):
-            _compare_content(f"{option} {now}", newest, stored["inputs"][name], run.inputs[name])
+        if name in run.inputs and (name not in may_change or now == before):
+            _compare_content(name, before, now, newest, stored["inputs"], run.inputs)
     return newest, stored
 
 
-def _compare_content(what, newest, then, now):
+def stored_in(folder: Path) -> dict:
+    """A checkpoint's run.json; the settings of older ones in today's words."""
+    stored = json.loads((folder / "state" / "run.json").read_text("utf-8"))
+    stored["old"] = "layout" not in stored["settings"]  # feedback had to be asked for then
+    if stored["old"]:
+        feedback = stored["settings"].pop("feedback", False)
+        quiet = stored["settings"]["method"] == "mopd" and not feedback
+        stored["settings"] |= {"layout": "turn", "no_feedback": quiet}
+    return stored
+
+
+def check_settings(settings, may_change, by_content) -> None:
+    """Raises ValueError where plain settings are not those of a run to be resumed: before a load.
+
+    by_content: the settings whose content `load` compares.
+    """
+    for folder in reversed(saved(Path(settings.out))):
+        if not damage(folder, "state/run.json"):
+            return _compare_settings(settings, stored_in(folder), folder, may_change, by_content)
+
+
+def _compare_settings(settings, stored, newest, may_change, by_content):
+    for name, then in stored["settings"].items():
+        now, option = getattr(settings, name, then), "--" + name.replace("_", "-")
+        # What `auto` has settled, and what an old default was, is taken from the checkpoint.
+        open_still = (("layout", "auto"), ("no_feedback", False))
+        settled = (stored["old"] or settings.layout == "auto") and (name, now) in open_still
+        if name in by_content and name in stored["inputs"] and "tiny" not in (now, then):
+            continue
+        if name not in may_change and now != then and not settled:
+            way = f"resume with {option} {shlex.quote(str(then))}"
+            if then is None or isinstance(then, bool):
+                way = f"resume with{'' if then else 'out'} {option}"
+            raise ValueError(f"{option} is {now} now and was {then} in {newest}: {way}")
+
+
+def _compare_content(name, before, now, newest, recorded, inputs):
     """Raises ValueError where the content of data or of a model is not what was recorded."""
-    if isinstance(then, str) and isinstance(now, dict):  # older checkpoints: see describe_model
-        now = now["checksum"]
-    if found := differences(then, now):
-        where = f" ({', '.join(found)})" if found != [""] else ""
+    then, found = recorded.get(name, inputs[name]), inputs[name]
+    if isinstance(then, str) and isinstance(found, dict):  # older checkpoints: see describe_model
+        found = found["checksum"]
+    names, option = differences(then, found), "--" + name.replace("_", "-")
+    if len(names) > 3 and now != before:
         raise ValueError(
-            f"{what}: its content is not what {newest} was made with{where}: "
+            f"{option} {now} is another model than {before}, which {newest} was made with: "
+            f"resume with {option} {shlex.quote(before)}, or start a new run"
+        )
+    if names:
+        more = [f"{len(names) - 3} more"] if len(names) > 3 else []
+        where = f" ({', '.join(names[:3] + more)})" if names != [""] else ""
+        raise ValueError(
+            f"{option} {now}: its content is not what {newest} was made with{where}: "
             "put it back, or start a new run"
         )
 

@@ -22,15 +22,23 @@ BAD = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionErr
 
 
 class Bad:
-    """Rows that cannot be read: their number, and place and reason of the first."""
+    """Rows that cannot be read: their number, place and reason of the first, and of each kind.
+
+    kinds: {reason without what it quotes: [number of rows, place, reason]}. objects: whether any of
+    them is a JSON object, so that the fault may be in its fields.
+    """
 
     def __init__(self):
-        self.count, self.first = 0, []
+        self.count, self.first, self.kinds, self.objects = 0, [], {}, False
 
     def add(self, place: str, reason: str) -> None:
         self.count += 1
+        reason = " ".join(reason.split())
         if len(self.first) < SHOWN:
-            self.first.append(f"{place}: {' '.join(reason.split())}"[:500])
+            self.first.append(f"{place}: {reason}"[:500])
+        kind = re.sub(r"'.*?'|\".*?\"|\d+", "", reason)[:500]
+        if kind in self.kinds or len(self.kinds) < 100:
+            self.kinds.setdefault(kind, [0, place, reason[:500]])[0] += 1
 
     def __str__(self) -> str:
         return "; ".join(self.first) + ("; ..." if self.count > len(self.first) else "")
@@ -57,11 +65,13 @@ def read_problems(
     spec: a file or folder, or a data set on the Hub, see data_files.find_files. *_field: names of
     fields, dotted inside objects; None finds the usual ones. skip_bad_rows: go on without the rows
     that cannot be read; their number is put into counts[spec]. Raises ValueError for files
-    that cannot be read, for bad rows, the first of which are named, and where no row is left.
+    that cannot be read, for bad rows, the first of which are named, where no row is left, and for
+    a system_field that no row has.
     """
     names = {"prompt": prompt_field, "answer": answer_field, "system": system_field}
-    problems, places, bad, used = [], [], Bad(), collections.Counter()
+    problems, places, bad, used, choices = [], [], Bad(), collections.Counter(), 0
     texts = {}  # one copy of a prompt that recurs: DAPO-Math-17k has each a hundred times
+    there = {} if system_field else None  # the fields of all rows, until one has system_field
     files = find_files(spec)
     for place, row in _progress(_rows(files, names), "reading"):
         try:
@@ -72,21 +82,33 @@ def read_problems(
                 problems.append(_problem(made, prompt, task, len(problems)))
                 places.append(place)
                 used.update(made.used)
+                choices += task == "math" and data_rows.is_choice(row, made)
+            if there is not None:
+                there = None if data_rows.has(row, system_field) else there | row
         except BAD as error:
             form = "" if isinstance(error, (ValueError, RecursionError)) else "of an unknown form: "
             bad.add(place, f"{form}{error}")
+            bad.objects |= isinstance(row, dict)
     problems, note = _settle(problems, places, bad)
     where = spec if len(files) == 1 else f"{spec} ({len(files)} files)"
-    _handle_bad(bad, len(problems) + bad.count, where, skip_bad_rows)
     if not problems:
+        raise ValueError(_no_row(bad, where, task))
+    _handle_bad(bad, len(problems) + bad.count, where, skip_bad_rows)
+    if there:
         raise ValueError(
-            f"{where} has no usable row: " + ("none is left" if bad.count else "it is empty")
+            f"{where}: no row has the field {system_field!r} of --system-field, "
+            f"only {data_rows.names_of(there)}"
         )
     if counts is not None and bad.count:
         counts[spec] = bad.count
     say(f"{where}: {len(problems)} problems, {_fields(used)}{note}")
     _say_disagreements(used, where)
     _count_repeats(problems, where)
+    if choices > 0.9 * len(problems):
+        say(
+            f"warning: {where}: {choices} of {len(problems)} answers are letters or numbers of "
+            "options in the row: is this --task science?"
+        )
     if task == "math":
         _count_texts(problems, where)
     return problems
@@ -168,14 +190,21 @@ def _settle(problems, places, bad):
     return made, f"; answers count the options from {base}"
 
 
-def _handle_bad(bad, total, where, skip):
+def _no_row(bad, where, task):
+    """Why no row is left: the commonest reason, once."""
     if not bad.count:
-        return
-    if skip:
+        return f"{where} has no usable row: it is empty"
+    if bad.count == 1:
+        return str(bad)
+    count, place, reason = max(bad.kinds.values(), key=lambda kind: kind[0])
+    hint = f": is --task {task} right, and --answer-field?" if bad.objects else ""
+    return f"{where} has no usable row: {reason} ({count} of {bad.count} rows, first {place}){hint}"
+
+
+def _handle_bad(bad, total, where, skip):
+    if bad.count and skip:
         say(f"{where}: {bad.count} of {total} rows cannot be read and are left out: {bad}")
-    elif total == 1:
-        raise ValueError(str(bad))
-    else:
+    elif bad.count:
         raise ValueError(
             f"{bad.count} of {total} rows cannot be read (--skip-bad-rows leaves them out): {bad}"
         )

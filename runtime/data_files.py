@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 
-from runtime import first_line
+from runtime import first_line, reason_of_the_hub
 
 MAX_PIECE = 256 << 20  # bytes of a line, of a JSON array or object, of a CSV row
 # Text packs 3 to 10 times: a file that unpacks to more than this is made to fill memory or time.
@@ -75,6 +75,7 @@ def _download(repo, wanted, spec):
             print(f"{repo}: the Hub gave no list of files ({first_line(error)}): taking {folder}")
             return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
 
+    print(f"{spec}: no file or folder here, so it is fetched from the Hub or its cache", flush=True)
     names = [wanted]
     if not is_data(wanted) or "*" in wanted:
         names = select(_of_the_hub(names_there, spec), wanted, spec)
@@ -89,7 +90,7 @@ def _of_the_hub(function, spec, *arguments, **options):
     try:
         return function(*arguments, **options)
     except Exception as error:  # of the network, the Hub, the disk
-        raise ValueError(f"cannot load {spec} from the Hub: {first_line(error)}") from None
+        raise ValueError(f"cannot load {spec} from the Hub: {reason_of_the_hub(error)}") from None
 
 
 def select(names: list[str], wanted: str, spec: str, *, several: bool = False) -> list[str]:
@@ -174,7 +175,7 @@ def rows_of(
         with open(path, "rb") as file:
             start = file.read(4)
             if start == b"PAR1":
-                yield from _parquet(path, wanted)
+                yield from _parquet(path, wanted, named)
                 return
             _refuse_others(start, path)
             file.seek(0)
@@ -264,12 +265,17 @@ def _parse(line):
     except UnicodeDecodeError as error:
         return ValueError(_not_utf8(error))
     except json.JSONDecodeError as error:
-        return ValueError(f"not one JSON object: {error.msg} at column {error.colno}")
+        return ValueError(f"not one JSON object: {_fault(error)}")
     except RecursionError:
         return ValueError("nested too deeply")
     except ValueError:  # Python reads integers of at most 4,300 digits
         return ValueError("a number has too many digits")
     return row if isinstance(row, dict) else ValueError("not a JSON object")
+
+
+def _fault(error):
+    """What json says: "Unterminated string starting at" and "Expecting value" alike."""
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}"
 
 
 def _not_utf8(error):
@@ -297,8 +303,8 @@ def _whole(text, rest, start, path, limit, named):
         line = start + text.count(b"\n", 0, error.start)
         raise ValueError(f"{path}:{line}: {_not_utf8(error)}") from None
     except json.JSONDecodeError as error:
-        line, reason = start + error.lineno - 1, f"{error.msg} at column {error.colno}"
-        raise ValueError(f"{path}:{line}: not one JSON object or array: {reason}") from None
+        line = start + error.lineno - 1
+        raise ValueError(f"{path}:{line}: not one JSON object or array: {_fault(error)}") from None
     except RecursionError:
         raise ValueError(f"{path}:{start}: row {number + 1} is nested too deeply") from None
 
@@ -387,7 +393,7 @@ def _csv(first, rest, lines, path):
         raise ValueError(f"{path}:{lines.number}: not CSV: {error}") from None
 
 
-def _parquet(path, wanted):
+def _parquet(path, wanted, named):
     try:
         import pyarrow
         import pyarrow.parquet
@@ -399,7 +405,9 @@ def _parquet(path, wanted):
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            names = [name for name in names if wanted is None or wanted(name)] or names
+            # all columns where a named one is missing: the error lists what there is
+            if {name.partition(".")[0].lower() for name in named} <= set(map(str.lower, names)):
+                names = [name for name in names if wanted is None or wanted(name)] or names
             about = file.metadata
             groups = [about.row_group(n).total_byte_size for n in range(about.num_row_groups)]
             if max(groups, default=0) > MAX_ROW_GROUP:

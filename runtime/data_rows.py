@@ -154,6 +154,11 @@ def _first(row, names, usable=None):
     return names[0], None
 
 
+def has(row: dict, name: str) -> bool:
+    """Whether a row has a field of this name, be it null."""
+    return name in row or name in _plain_names(tuple(row)) or look_up(row, name) is not None
+
+
 def _field(row, usual, named, usable, role):
     """(name, value) of the field that was named, else of the first usual one that is usable."""
     names = (named,) if named else usual
@@ -164,14 +169,15 @@ def _field(row, usual, named, usable, role):
     if value is not None:
         raise ValueError(f"field {name!r} is {'not a text' if role == 'prompt' else 'empty'}")
     wanted = " or ".join(map(repr, [named] if named else _short(names)))
-    raise ValueError(f"no field {wanted}, only {_list(row)}: see --prompt-field, --answer-field")
+    raise ValueError(f"no field {wanted}, only {names_of(row)}: see --prompt-field, --answer-field")
 
 
 def _short(names):
     return [name for name in names if name in ("prompt", "question", "answer", "solution")]
 
 
-def _list(row):
+def names_of(row: dict) -> str:
+    """The names of a row's fields, the first twenty."""
     names = ", ".join(repr(str(name))[:40] for name in list(row)[:20])
     return names + (", ..." if len(row) > 20 else "") or "nothing"
 
@@ -509,6 +515,17 @@ def _shows_options(prompt, letter):
         found[m.start(m.lastindex)] = m[m.lastindex]
     marks = [found[at].upper() for at in sorted(found)]
     return letter in marks and "A" in marks and "B" in marks[marks.index("A") :]
+
+
+def is_choice(row: dict, made: Read) -> bool:
+    """Whether a gold that was read for math is an option's letter, or its number, in the row."""
+    gold = made.answer.strip("(). ").upper()
+    if not re.fullmatch("[A-J]|[0-9]", gold):
+        return False
+    with contextlib.suppress(ValueError):
+        if options := _options(row):
+            return gold.isalpha() or int(gold) <= len(options)
+    return gold.isalpha() and _shows_options(made.prompt, gold)
 
 
 def settle_numbers(golds: list) -> tuple[int, list[int]]:

@@ -8,6 +8,7 @@ alone; chat templates are in templates.py. Families are not listed: a model is t
 import contextlib
 import functools
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 import rollout
 from loss import Head, as_head
-from runtime import fast_rollout, first_line, parallel
+from runtime import fast_rollout, first_line, parallel, reason_of_the_hub, unreachable
 from runtime.templates import (  # noqa: F401 (they are looked for here, too)
     chat_ids,
     completion_text,
@@ -138,12 +139,10 @@ def load_model(name: str):
     Raises ValueError, with the way out, for what cannot be loaded or would be loaded with weights
     or tokens missing. `check_model` comes when the model stands where it will run.
     """
-    if name.startswith(("/", ".", "~")) and not Path(name).expanduser().is_dir():
-        raise ValueError(f"no such model folder: {name}")
-    if name.startswith("~"):  # from_pretrained would take it for a Hub id
-        name = str(Path(name).expanduser())
-    if Path(name).is_dir():
-        refuse_folder(Path(name))
+    refuse_place(name)
+    name = str(Path(name).expanduser()) if name.startswith("~") else name
+    if not Path(name).is_dir():
+        print(f"{name}: no folder here, so it is fetched from the Hub or its cache", flush=True)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         refuse_config(config, name)
@@ -188,6 +187,10 @@ class Refusal(ValueError):
 def reason_of(error: Exception, name: str) -> str:
     """What an error of loading means, in one line."""
     text = str(error)
+    if not Path(name).is_dir() and unreachable(error):
+        return f"no such folder here; {reason_of_the_hub(error)}"
+    if "is not a valid model identifier" in text:
+        return "no such folder here, nor such a model on the Hub (a private one: `hf auth login`)"
     with contextlib.suppress(Exception):  # no such repository, no network
         if find_adapter_config_file(name):
             return ADAPTER
@@ -200,7 +203,21 @@ def reason_of(error: Exception, name: str) -> str:
         return f"{first_line(error)} (a newer transformers may know it)"
     if "AutoModelForCausalLM" in text:
         return "it is no causal language model"
-    return f"it must be a Hub id or a model folder: {first_line(error)}"
+    if "Safetensor" in type(error).__name__ or "PytorchStream" in text:
+        fault = first_line(error).partition(". ")[0]
+        return f"its weights are damaged or cut short ({fault}): copy them again"
+    return first_line(error)
+
+
+def refuse_place(name: str) -> None:
+    """Raise ValueError for a name that is neither a model folder nor could be one on the Hub."""
+    place = Path(name).expanduser()
+    if place.is_dir():
+        refuse_folder(place)
+    elif place.is_file():
+        raise ValueError(f"{name} is a file: give its folder, with config.json and the tokenizer")
+    elif not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise ValueError(f"no such model folder: {name}")
 
 
 def refuse_folder(folder: Path) -> None:
@@ -212,6 +229,8 @@ def refuse_folder(folder: Path) -> None:
         raise ValueError(f"{folder} is of a run: its newest model is {inner[-1].parent}")
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"cannot load a model from {folder}: {ADAPTER}")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"cannot load a model from {folder}: it has no config.json")
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.stat().st_size < 1000:
             if file.read_bytes().startswith(b"version https://git-lfs"):

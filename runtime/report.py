@@ -191,20 +191,23 @@ def summarise(run, example) -> None:
         record for record in read_records(run.out / "metrics.jsonl") if "eval_k" in record
     ]
     if evaluations:
-        first, last = evaluations[0], evaluations[-1]
         for name in ("mean", "pass"):
-            before, after = first[f"eval_{name}_at_k"], last[f"eval_{name}_at_k"]
-            print(
-                f"held-out {name}@{last['eval_k']}: {before:.3f} at step {first['step']}, "
-                f"{after:.3f} at step {last['step']}"
-            )
-    print(f"curves and coloured tokens: {write_report([run.out])}")
+            ends = before_and_after(evaluations, f"eval_{name}_at_k")
+            print(f"held-out {name}@{evaluations[-1]['eval_k']}: {ends}")
+    tokens = " and coloured tokens" if run.done else ""
+    print(f"curves{tokens}: {write_report([run.out])}")
     print(f"metrics, samples and checkpoints: {run.out}")
     print(
         "next: another --task, --peers or --method"
         + (", or your own --model and --data (README.md)" if run.settings.model == "tiny" else "")
         + f"; then both in one page: python analyze.py report {run.out} OTHER"
     )
+
+
+def before_and_after(evaluations: list[dict], metric: str) -> str:
+    """A metric of the first evaluation and of the last, if that is another."""
+    ends = evaluations[:1] + evaluations[1:][-1:]
+    return ", ".join(f"{record[metric]:.3f} at step {record['step']}" for record in ends)
 
 
 def stopped(run) -> None:
@@ -948,11 +951,9 @@ def write_report(folders) -> Path:
             size += len(text)
             kept[n] = text
     lost = len(views) - len(kept)
-    note = (
-        f"{lost} of {len(views)} recorded groups are left out to keep the page small."
-        if lost
-        else ""
-    )
+    note = "" if views else "No tokens were recorded: a run writes them with its steps."
+    if lost:
+        note = f"{lost} of {len(views)} recorded groups are left out to keep the page small."
     parts = {
         "TITLE": html.escape(", ".join(run.name for run in runs)),
         "NOTE": note,
@@ -1032,11 +1033,7 @@ def run_summary(n, run) -> str:
     held = [r for r in run.records if "eval_mean_at_k" in r]
     ends = "no evaluation recorded"
     if held:
-        ends = (
-            f"held-out mean@{held[0].get('eval_k')} "
-            f"{held[0]['eval_mean_at_k']:.3f} at step {held[0]['step']}, "
-            f"{held[-1]['eval_mean_at_k']:.3f} at step {held[-1]['step']}"
-        )
+        ends = f"held-out mean@{held[0].get('eval_k')} {before_and_after(held, 'eval_mean_at_k')}"
     idle = ("ema_rate",) if run.config.get("teacher") != "ema" else ()
     idle = TEACHERS if run.config.get("method") in mopd.NO_TEACHER else idle
     settings = ", ".join(
@@ -1044,7 +1041,7 @@ def run_summary(n, run) -> str:
     )
     return (
         f'<li class="run c{n % 6}"><div><b>{html.escape(run.name)}</b>: {html.escape(ends)}; '
-        f"{len(run.steps)} steps"
+        f"{len(run.steps) or 'no'} step{'s' * (len(run.steps) != 1)}"
         f"<br><small>{html.escape(settings) or 'no config.json'}</small>"
         + "".join(f"<br><em>{html.escape(line)}</em>" for line in run.warnings)
         + "</div></li>\n"

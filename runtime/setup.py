@@ -52,18 +52,27 @@ def load(settings):
     Raises ValueError or OSError for data and models that cannot be used.
     """
     s, out, held_out, external, bad_rows = settings, Path(settings.out), [], (), {}
+    for name in (s.model, s.teacher):
+        if name not in ("tiny", *mopd.COPIES):
+            models.refuse_place(name)  # before the data is read
     if s.model == "tiny":
         train, held_out = (
             [data.read_row(row, s.task, n) for n, row in enumerate(rows)]
             for rows in tiny.problems(s.task, seed=s.seed)
         )
-        student, tokenizer = tiny.build(
-            s.task,
-            instruction=verifiers.INSTRUCTIONS[s.task],
-            verify=verifiers.verify,
-            folder=out.parent,
-            device=s.device,
-        )
+        try:
+            student, tokenizer = tiny.build(
+                s.task,
+                instruction=verifiers.INSTRUCTIONS[s.task],
+                verify=verifiers.verify,
+                folder=out.parent,
+                device=s.device,
+            )
+        except OSError as error:
+            raise ValueError(
+                "the warmed-up tiny student is kept beside the run's folder, for later runs: "
+                f"{error} (--out DIR/NAME puts both into DIR)"
+            ) from None
     else:
         options = {f: getattr(s, f) for f in ("prompt_field", "answer_field", "system_field")}
         options |= {"skip_bad_rows": s.skip_bad_rows, "counts": bad_rows}
@@ -108,6 +117,10 @@ def load(settings):
 def prepare(settings) -> Run:
     """Load and check everything before any work; errors as in `load` and checkpoint.load."""
     s, kind, start = settings, torch.device(settings.device).type, time.perf_counter()
+    if s.resume:
+        contents = {"data", "eval_data", "model"}
+        contents |= {"teacher"} if s.teaches and s.teacher not in mopd.COPIES else set()
+        parallel.by_main(lambda: checkpoint.check_settings(s, MAY_CHANGE, contents))
     templates.begin(s.template_variables, checkpoint.date_of(Path(s.out)) if s.resume else None)
     student, tokenizer, teacher, train, held_out, inputs = parallel.in_turn(lambda: load(s))
     for model in (student, teacher.model):

@@ -19,7 +19,7 @@ import peer_context
 import train
 from mopd import Attempt, Problem
 from rollout import Rollout
-from runtime import report
+from runtime import checkpoint, report
 from runtime.metrics import describe
 from verifiers import INSTRUCTIONS, Verdict
 
@@ -805,6 +805,28 @@ def test_a_wrong_flag_or_folder_ends_with_status_2(tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             analyze.main(arguments)
         assert stop.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["signal", "preflight"])
+@pytest.mark.parametrize("flags", [[], ["--task", "math"]])
+def test_a_folder_given_to_signal_or_preflight_is_told_where_it_belongs(command, flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        analyze.main([command, *flags, "runs/a"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert f"{command} takes no runs/a: it asks the tiny student, or a model with" in error
+    assert "report and show take the folder of a run" in error
+
+
+def test_numbers_that_could_not_be_written_are_refused_before_anything_is_loaded(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(train, "prepare", lambda settings: pytest.fail("it was loaded"))
+    monkeypatch.setattr(checkpoint.tempfile, "TemporaryFile", lambda dir: open("/nothing/x"))
+    with pytest.raises(SystemExit) as stop:
+        analyze.main(["signal", "--out", "numbers.json"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "--out . cannot be written to (No such file" in error
 
 
 # --- monitors ---

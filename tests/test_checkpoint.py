@@ -7,11 +7,13 @@ python -m pytest --slow tests/test_checkpoint.py        # with 20 kills instead 
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import forks
@@ -25,7 +27,7 @@ import mopd
 import sandbox
 import train
 import verifiers
-from runtime import checkpoint, fast_rollout, models
+from runtime import checkpoint, fast_rollout, models, setup
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork and signals")
 
@@ -112,9 +114,9 @@ def test_a_signal_saves_says_how_to_resume_and_changes_nothing(
     server.kill(number)
     assert server.wait() == 128 + number
     log = server.log.read_text()
-    assert (
-        "Traceback" not in log and f"--resume goes on in {tmp_path / 'out'}" in log.splitlines()[-1]
-    )
+    aim = "nothing is saved; to start again" if phase == "start" else "to go on"
+    command = f"{aim}: python train.py {shlex.join(arguments)} --resume"
+    assert "Traceback" not in log and log.splitlines()[-1].endswith(f" steps; {command}")
     path = tmp_path / "out" / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""  # in the evaluation before the first step
     assert text.endswith("\n") or not text
@@ -122,6 +124,23 @@ def test_a_signal_saves_says_how_to_resume_and_changes_nothing(
     assert done == max(map(checkpoint.step_of, checkpoint.saved(tmp_path / "out")), default=0)
     train.main([*arguments, "--resume"])
     assert same_runs(whole, tmp_path / "out", 4)
+
+
+@pytest.mark.parametrize(
+    "typed, more",
+    [
+        ("train.py --task tool", " --out 'my runs/a' --resume"),
+        ("/a/train.py --resume --out=b", ""),
+        ("train.py --out b", " --resume"),
+    ],
+)
+def test_the_command_to_go_on_is_the_one_that_was_typed_with_what_it_lacks(typed, more):
+    """`--resume goes on in DIR` could not be pasted, and was said where nothing had been saved."""
+    run = types.SimpleNamespace(out=Path("my runs/a"), saved=2)
+    assert checkpoint.to_go_on(run, typed.split()) == f"to go on: python {typed}{more}"
+    run.saved = 0
+    line = checkpoint.to_go_on(run, typed.split())
+    assert line == f"nothing is saved; to start again: python {typed}{more}"
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +164,7 @@ def test_the_command_line_ends_by_a_signal_with_the_usual_status(folder, tmp_pat
     assert server.wait() == 143
     output = server.log.read_text()
     assert "Traceback" not in output
-    assert output.splitlines()[-1].endswith(f"--resume goes on in {tmp_path / 'out'}")
+    assert output.splitlines()[-1].endswith(f"train.py {shlex.join(arguments)} --resume")
     assert checkpoint.damage(checkpoint.saved(tmp_path / "out")[-1]) == ""
     assert (
         "so far: " in output.splitlines()[-2]
@@ -533,11 +552,35 @@ def test_a_full_disk_leaves_no_half_written_file_and_names_the_one_it_was_for(tm
     ] and path.read_text() == '{"step": 1}\n'
 
 
-def test_an_out_that_cannot_be_a_folder_is_refused_in_one_line(folder, tmp_path, capsys):
+def test_an_out_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    folder, tmp_path, capsys, monkeypatch
+):
+    """A folder that was not there was tried only after the teacher had been measured."""
+    monkeypatch.setattr(train, "prepare", lambda settings: pytest.fail("it was loaded"))
     (tmp_path / "file").write_text("mine")
-    assert str(tmp_path / "file") in refused(capsys, flags(folder, tmp_path / "file"))
-    assert str(tmp_path / "file") in refused(capsys, flags(folder, tmp_path / "file" / "out"))
+    assert f"--out {tmp_path / 'file'} is a file" in refused(
+        capsys, flags(folder, tmp_path / "file")
+    )
+    line = refused(capsys, flags(folder, tmp_path / "file" / "out"))
+    assert f"--out {tmp_path / 'file' / 'out'} cannot be written to (Not a directory)" in line
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_try_to_write_leaves_nothing_behind(tmp_path):
+    checkpoint.try_to_write(tmp_path / "new" / "out")
+    (tmp_path / "old").mkdir()
+    checkpoint.try_to_write(tmp_path / "old")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
+
+
+def test_an_error_of_the_tiny_students_cache_says_what_it_is(tmp_path, capsys, monkeypatch):
+    def fails(*args, folder, **options):
+        raise OSError(f"cannot write {folder}/tiny-math-123")
+
+    monkeypatch.setattr(setup.tiny, "build", fails)
+    line = refused(capsys, ["--out", str(tmp_path / "out")])
+    said = "the warmed-up tiny student is kept beside the run's folder, for later runs: "
+    assert f"{said}cannot write {tmp_path}/tiny-math-123" in line
 
 
 # --- numbers and memory ---

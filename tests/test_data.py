@@ -1280,8 +1280,43 @@ def test_bad_rows_are_counted_the_first_five_named_and_left_out_where_asked(tmp_
     assert [p.key for p in problems] == list(range(10)) and counts == {str(path): 11}
     assert "11 of 21 rows cannot be read and are left out" in capsys.readouterr().out
     path.write_text("\n".join(lines[1::2]))
-    with pytest.raises(ValueError, match="no usable row: none is left"):
+    with pytest.raises(ValueError, match="no usable row: a math answer is a value"):
         read_problems(str(path), "math", skip_bad_rows=True)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_where_all_rows_are_bad_the_reason_is_said_once_and_the_task_is_asked_for(tmp_path, skip):
+    """One reason stood there five times, before a --skip-bad-rows that would leave no row."""
+    path = tmp_path / "rows.jsonl"
+    write(path, [{"prompt": f"{n}?", "answer": {"n": n}} for n in range(9)] + [{"prompt": "?"}])
+    with pytest.raises(ValueError) as error:
+        read_problems(str(path), "math", skip_bad_rows=skip)
+    reason = "field 'answer' is not a text or number ({'n': 0})"
+    assert str(error.value) == (
+        f"{path} has no usable row: {reason} (9 of 10 rows, first {path}:1): "
+        "is --task math right, and --answer-field?"
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "A metal?", "choices": ["iron", "air"], "answer": "A"},
+        {"question": "A metal?", "choices": ["iron", "air"], "answer": 0},
+        {"question": "A metal? (A) iron (B) air", "answer": "(B)"},
+    ],
+)
+def test_rows_of_multiple_choice_under_math_are_a_warning(tmp_path, capsys, row):
+    """They trained without a word: the student's 'iron' was wrong, and 'A' no sum."""
+    sums = [{"question": f"{n} + {n}?", "answer": str(2 * n)} for n in range(9)]
+    sums[0] |= {"A": 2, "B": 3}  # options of a sum, whose answer is a value
+    write(tmp_path / "rows.jsonl", [row] * 19 + sums[:1])
+    read_problems(str(tmp_path / "rows.jsonl"), "math")
+    said = capsys.readouterr().out
+    assert " answers are letters or numbers of options in the row: is this --task science?" in said
+    write(tmp_path / "rows.jsonl", [row] * 9 + sums)
+    read_problems(str(tmp_path / "rows.jsonl"), "math")
+    assert "--task science" not in capsys.readouterr().out
 
 
 def test_the_choice_of_fields_repeats_and_contradictions_are_said(tmp_path, capsys):
@@ -1299,6 +1334,28 @@ def test_the_choice_of_fields_repeats_and_contradictions_are_said(tmp_path, caps
     )
     assert "2 of 4 rows repeat the prompt of an earlier one" in said
     assert "1 different answers are no values and matched as text alone: " in said
+
+
+@pytest.mark.parametrize("role", ["prompt", "answer", "system"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.parquet"])
+def test_a_named_field_that_no_row_has_is_refused_with_the_fields_there_are(tmp_path, name, role):
+    """A mistyped --system-field left the task's instruction in place without a word."""
+    if name == "x.parquet" and pyarrow is None:
+        pytest.skip("needs pyarrow")
+    write(tmp_path / name, [{"prompt": "1+1?", "answer": "2", "sys": "Be brief.", "mine": "5"}])
+    with pytest.raises(ValueError, match="'sis'.* only 'prompt', 'answer', 'sys', 'mine'"):
+        read_problems(str(tmp_path / name), "math", **{f"{role}_field": "sis"})
+    (made,) = read_problems(str(tmp_path / name), "math", system_field="sys")
+    assert made.system == "Be brief."
+
+
+def test_a_system_field_may_be_null_or_be_missing_in_some_rows(tmp_path):
+    write(tmp_path / "x.jsonl", [{"prompt": "1?", "answer": "1", "sys": None}])
+    assert read_problems(str(tmp_path / "x.jsonl"), "math", system_field="sys")
+    rows = [{"prompt": "1?", "answer": "1"}, {"prompt": "2?", "answer": "2", "o": {"sys": "x"}}]
+    write(tmp_path / "x.jsonl", rows)
+    problems = read_problems(str(tmp_path / "x.jsonl"), "math", system_field="o.sys")
+    assert [p.system == "x" for p in problems] == [False, True]
 
 
 def test_evaluation_rows_that_are_training_rows_are_counted(capsys):
@@ -1332,7 +1389,16 @@ DEEP = "[" * 100_000
 
 
 BAD_FILES = [
-    ("x.jsonl", b'{"prompt": "1+1", "ans', "x.jsonl:1: not one JSON object"),
+    (
+        "x.jsonl",
+        b'{"prompt": "1+1", "ans',
+        "JSON object or array: Unterminated string starting at column 19",
+    ),
+    (
+        "x.jsonl",
+        LINES.encode() + b'\n{"ans',
+        "not one JSON object: Unterminated string starting at column 2",
+    ),
     ("x.json", b'[{"prompt": "1+1", "answer": "2"}', "x.json:1: not one JSON object or array"),
     ("x.json", b'[\n{"prompt": "1+1",\n"ans', "x.json:3: not one JSON object or array"),
     ("x.jsonl", b'{"prompt": "\xe9", "answer": "2"}', "x.jsonl:1: not UTF-8 (byte 0xe9"),
@@ -1356,7 +1422,7 @@ BAD_FILES = [
     ("x.jsonl", b"\x28\xb5\x2f\xfd....", "is a zstandard file: unpack it first"),
     ("x.jsonl", b"", "no usable row: it is empty"),
     ("x.json", b"[]", "no usable row: it is empty"),
-    ("x.json", b"[1, 2]", "2 of 2 rows cannot be read"),
+    ("x.json", b"[1, 2]", "no usable row: not a JSON object (2 of 2 rows, first "),
     ("x.csv", b"prompt,answer\n", "no usable row: it is empty"),
     ("x.jsonl", b"\x00" * 99, "x.jsonl:1: not one JSON object"),
 ]

@@ -71,5 +71,25 @@ def test_one_step_prints_verdicts_the_teachers_prompt_the_loss_and_the_gradient(
     assert norm > 0 and norm == pytest.approx(math.sqrt(sum(squares)), abs=1e-5)
 
 
+STAND_IN = """
+import runpy, tiny, tools
+def build(*args, **options):
+    model, tokenizer = tools.math_student()
+    model.save_pretrained({folder!r})
+    return model, tokenizer
+tiny.build = build
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+def test_one_step_prints_no_bar_of_transformers(server, tmp_path):
+    """It stood in the middle of the first stage, from the second start on."""
+    script = str(ROOT / "examples" / "one_step.py")
+    code = STAND_IN.format(folder=str(tmp_path), script=script)
+    assert server.run(code=code) == 0, server.log.read_text()
+    log = server.log.read_text()
+    assert log.startswith("1. 8 rollouts of one problem") and "it/s]" not in log, log
+
+
 def test_one_step_is_shorter_than_60_lines():
     assert len((ROOT / "examples" / "one_step.py").read_text("utf-8").splitlines()) < 60

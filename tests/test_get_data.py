@@ -111,6 +111,13 @@ def read(*specs):
     )
 
 
+def answered(done):
+    """[lines that say what is fetched], then the other lines of `read`."""
+    lines = done.stdout.splitlines()
+    fetched = [line for line in lines if "so it is fetched" in line]
+    return fetched, *[line for line in lines if line not in fetched]
+
+
 def test_a_split_of_a_data_set_is_downloaded_with_all_its_shards_and_kept(hub):
     folder, run = hub
     for n in range(2):
@@ -120,12 +127,16 @@ def test_a_split_of_a_data_set_is_downloaded_with_all_its_shards_and_kept(hub):
     names = ("main/train", "test", "other/train.jsonl", "main")
     specs = [f"someone/sums:{name}" for name in names]
     done = run(*read(*specs, "someone/sums"))
-    *lists, refused = done.stdout.splitlines()
+    fetched, *lists, refused = answered(done)
+    assert fetched == [
+        f"{spec}: no file or folder here, so it is fetched from the Hub or its cache"
+        for spec in (*specs, "someone/sums")
+    ]
     train = "['0+1?', '1+1?']"
     assert lists == [train, "['2+1?']", "['3+1?']", train], done
     assert "2 data sets: write someone/sums:main/train or someone/sums:other/train" in refused
     # without a network: from what was downloaded
-    said = run(*read(*specs), offline="1").stdout.splitlines()
+    _, *said = answered(run(*read(*specs), offline="1"))
     assert [line for line in said if line.startswith("[")] == lists
     assert len(said) == len(lists) + 3, said  # a line where files had to be listed: not for FILE
     assert said[0].startswith("someone/sums: the Hub gave no list of files")
@@ -135,7 +146,8 @@ def test_bfcls_answers_are_downloaded_with_its_questions(hub, tmp_path):
     folder, run = hub
     write(folder / "b/BFCL/BFCL_v3_simple.json", [{"id": "0", "question": "?"}])
     write(folder / "b/BFCL/possible_answer/BFCL_v3_simple.json", [{"id": "0"}])
-    assert run(*read("b/BFCL:BFCL_v3_simple.json")).stdout == "['?']\n"
+    _, *rows = answered(run(*read("b/BFCL:BFCL_v3_simple.json")))
+    assert rows == ["['?']"]
     cached = (tmp_path / "home").rglob("possible_answer/BFCL_v3_simple.json")
     assert [path.read_text() for path in cached] == ['{"id": "0"}\n']
 
@@ -144,10 +156,12 @@ def test_bfcls_answers_are_downloaded_with_its_questions(hub, tmp_path):
 def test_what_the_hub_does_not_have_and_no_network_are_one_line(hub, offline):
     _, run = hub
     specs = ("someone/nothing", "someone/nothing:train.jsonl", "someone/nothing:train")
-    lines = run(*read(*specs), offline=offline).stdout.splitlines()
+    _, *lines = answered(run(*read(*specs), offline=offline))
     assert len(lines) == 3
     for line, spec in zip(lines, specs, strict=True):
         assert line.startswith(f"refused: cannot load {spec} from the Hub: "), line
+        said = "HF_HUB_OFFLINE is set, and it was not downloaded before: unset it, or give a local"
+        assert (said in line) == (offline == "1") and "cannot be reached" not in line
 
 
 def test_get_data_writes_files_that_train_reads(hub, tmp_path, server):

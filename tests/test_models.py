@@ -5,6 +5,7 @@ import json
 import re
 import warnings
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -415,9 +416,45 @@ def test_other_tokens_beyond_the_head_are_said_once(folder, capsys):
     assert f"1 tokens of its tokenizer, from '<image>' ({V}) on" in capsys.readouterr().out
 
 
-def test_missing_folder_is_no_hub_id(tmp_path):
-    with pytest.raises(ValueError, match="no such model folder"):
-        models.load_model(str(tmp_path / "nothing"))
+@pytest.mark.parametrize("name", ["/nothing", "./a/b", "~/a", "runs/x/model", "a b", "a/"])
+def test_missing_folder_is_no_hub_id(name):
+    """runs/x/model was looked for on the Hub, and the line said that it must be a Hub id."""
+    with pytest.raises(ValueError, match=f"no such model folder: {name}"):
+        models.load_model(name)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_model_of_the_hub_without_a_network_says_what_is_fetched_and_what_to_do(
+    monkeypatch, capsys, offline
+):
+    """Half a minute of silence, then half a minute more in search of an adapter."""
+
+    def fails(*args, **options):
+        assert "a/b: no folder here, so it is fetched from the Hub" in capsys.readouterr().out
+        raise OSError("We couldn't connect\nmore") from ConnectionError("Name not known")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(models.AutoConfig, "from_pretrained", fails)
+    monkeypatch.setattr(models, "find_adapter_config_file", pytest.fail)
+    says = r"the Hub cannot be reached \(Name not known\): HF_HUB_OFFLINE=1 takes"
+    if offline:
+        says = "HF_HUB_OFFLINE is set, and it was not downloaded before"
+    with pytest.raises(ValueError, match=f"no such folder here; {says}.* local file or folder$"):
+        models.load_model("a/b")
+
+
+def test_file_in_place_of_a_model_and_folder_without_one_are_refused(folder, tmp_path):
+    file = folder / "model.safetensors"
+    refused(file, "is a file: give its folder")
+    (folder / "config.json").unlink()
+    refused(folder, "it has no config.json")
+
+
+@pytest.mark.parametrize("size", [0, 50, -500])
+def test_cut_weights_are_named_as_such(folder, size):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    refused(folder, "its weights are damaged or cut short")
 
 
 def test_text_part_of_a_multimodal_checkpoint_is_said(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,10 +11,10 @@ import sys
 import pytest
 from conftest import ROOT
 from tools import flags, refused, replaced, steps_of
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import train
-from runtime import checkpoint
+from runtime import checkpoint, setup
 
 
 def edited(out, change):
@@ -62,6 +63,64 @@ def test_other_data_under_another_path_is_refused(folder, tmp_path, capsys, one_
     assert f"--data {tmp_path / 'other.jsonl'}: its content is not what" in line
     line = refused(capsys, flags(folder, out, "--layout", "turn", "--resume"))
     assert f"--teacher is ema now and was {folder / 'model'}" in line
+
+
+@pytest.mark.parametrize(
+    "flag, value, says",
+    [
+        ("--task", "science", "--task is science now and was math in .*: resume with --task math"),
+        ("--lr", "1", "--lr is 1.0 now and was 0.001 in .*: resume with --lr 0.001"),
+        ("--plain", None, "--plain is True now and was False in .*: resume without --plain"),
+        ("--is-clip", "2", "--is-clip is 2.0 now and was None in .*: resume without --is-clip"),
+        ("--dtype", "bfloat16", "--dtype is bfloat16 now and .*: resume with --dtype float32"),
+        ("--teacher", "frozen", "--teacher is frozen now and was .*: resume with --teacher /"),
+    ],
+)
+def test_other_settings_are_refused_before_anything_is_loaded(
+    folder, tmp_path, capsys, one_step, monkeypatch, flag, value, says
+):
+    """The tiny student was warmed up, or the model loaded, first."""
+    out = shutil.copytree(one_step, tmp_path / "out")
+    monkeypatch.setattr(setup, "load", lambda settings: pytest.fail("it was loaded"))
+    line = refused(capsys, taught(folder, out, flag, *filter(None, [value]), "--resume"))
+    assert re.search(says, line)
+
+
+def test_another_kind_of_model_is_named_alone_and_tiny_before_anything_is_loaded(
+    folder, tmp_path, capsys, one_step, monkeypatch
+):
+    """17 settings of its configuration were listed."""
+    out = shutil.copytree(one_step, tmp_path / "out")
+    place = shutil.copytree(folder, tmp_path / "other")
+    config = LlamaConfig(
+        **json.loads((place / "model" / "config.json").read_text()) | {"hidden_size": 16},
+    )
+    config.update(dict(num_hidden_layers=2, intermediate_size=32, rms_norm_eps=1e-5))
+    LlamaForCausalLM(config).save_pretrained(place / "model")
+    arguments = replaced(taught(folder, out, "--resume"), "--model", place / "model")
+    line = refused(capsys, arguments)
+    assert f"--model {place / 'model'} is another model than {folder / 'model'}, which" in line
+    assert "config." not in line
+    monkeypatch.setattr(setup, "load", lambda settings: pytest.fail("it was loaded"))
+    line = refused(capsys, ["--out", str(out), "--resume", "--device", "cpu"])
+    assert "--model is tiny now and was " in line
+
+
+def test_a_run_in_bfloat16_goes_on_on_a_cpu_with_the_flag_that_the_refusal_names(
+    folder, tmp_path, capsys
+):
+    """bfloat16 is a GPU's default: the same command with --device cpu has another."""
+    arguments = flags(folder, tmp_path / "out", "--method", "grpo", "--resume")
+    train.main([*replaced(arguments, "--steps", 1), "--dtype", "bfloat16"])
+    line = refused(capsys, arguments)
+    assert "--dtype is float32 now and was bfloat16" in line
+    assert line.endswith(": resume with --dtype bfloat16\n")
+    train.main([*arguments, "--dtype", "bfloat16"])
+    assert [line["step"] for line in steps_of(tmp_path / "out") if "loss" in line] == [1, 2, 3]
+    capsys.readouterr()
+    train.main([*arguments, "--dtype", "bfloat16"])
+    said = "step-000003, which has all of --steps 3: a larger one trains on"
+    assert said in capsys.readouterr().out
 
 
 def test_settings_that_only_one_version_of_transformers_knows_do_not_stop_a_resume(

@@ -142,7 +142,11 @@ def test_no_steps_evaluate_and_end(folder, tmp_path, capsys):
     train.main(flags(folder, tmp_path / "out", "--steps", "0", "--problems", "999"))
     (line,) = [json.loads(text) for text in (tmp_path / "out" / "metrics.jsonl").open()]
     assert line["step"] == 0 and line["eval_k"] == 2
-    assert not list((tmp_path / "out").glob("step-*")) and "disk:" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert not list((tmp_path / "out").glob("step-*")) and "disk:" not in said
+    assert "held-out mean@2: 0.000 at step 0\n" in said and "curves: " in said
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "0.000 at step 0; no steps<br>" in page and "No tokens were recorded" in page
     arguments = flags(folder, tmp_path / "out2", "--steps", "0")
     at = arguments.index("--eval-data")
     assert "--steps 0 evaluates and ends" in refused(capsys, arguments[:at] + arguments[at + 2 :])
