@@ -238,7 +238,7 @@ def assert_same_step(student, teacher, attempts, *, micro_tokens, **options):
         dict(divergence="reverse", is_clip=0.8),
         dict(divergence="jsd", temperature=1.3, reduction="sequence", is_clip=1.5),
     ],
-    ids=["jsd", "fast", "forward", "reverse by sequence", "clipped", "jsd by sequence"],
+    ids=["jsd", "plain", "forward", "reverse by sequence", "clipped", "jsd by sequence"],
 )
 def test_step_is_the_same_for_every_split_into_micro_batches(options, micro_tokens):
     student, attempts = tiny(tie_word_embeddings=True), step()
