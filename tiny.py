@@ -407,7 +407,8 @@ def build(
     instruction: the system message of the task; verify: verifiers.verify, whose feedback the
     student learns to use. The cache is keyed by everything that determines the weights: task, seed,
     instruction, shape, warm-up settings, the verifier's feedback, and the sources of this file and
-    of peer_context. Raises OSError where `folder` cannot be written.
+    of peer_context. Raises OSError where `folder` cannot be written, ValueError where
+    the cached student is damaged.
     """
     tokenizer = build_tokenizer(task, instruction, verify)
     feedback = [feedback_on(task, rule, operands(task)[0][0], verify) for rule in RULES[task]]
@@ -416,8 +417,11 @@ def build(
     key = hashlib.sha256(determined_by.encode()).hexdigest()
     cache = Path(folder) / f"tiny-{task}-{key[:12]}"
     if cache.is_dir():
-        model = AutoModelForCausalLM.from_pretrained(cache, dtype=torch.float32)
-        return model, AutoTokenizer.from_pretrained(cache)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(cache, dtype=torch.float32)
+            return model, AutoTokenizer.from_pretrained(cache)
+        except (OSError, ValueError, SafetensorError):
+            raise ValueError(f"{cache}, the warmed-up student, is damaged: delete it") from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = LlamaConfig(

@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
     def leave(*_):
         """Ctrl-C during the imports below, which take seconds: one line, no traceback."""
-        os.write(2, b"train.py: stopped before the first step; nothing was saved\n")
+        os.write(2, b"train.py: stopped before its first step; nothing new was saved\n")
         os._exit(130)
 
     before = signal.getsignal(signal.SIGINT)
@@ -594,7 +594,7 @@ def main(arguments: list[str] | None = None) -> None:
                 parallel.leave()
             sys.exit(2)
         except KeyboardInterrupt:
-            print("train.py: stopped before the first step; nothing was saved", file=sys.stderr)
+            print("train.py: stopped before its first step; nothing new was saved", file=sys.stderr)
             sys.exit(130)
         status = checkpoint.run_to_its_end(run, train, report.stopped, typed)
     # every rank reaches this line, also after a signal; a fault (1) may be of this rank alone

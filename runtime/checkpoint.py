@@ -485,7 +485,7 @@ def load(run, may_change) -> None:
     run.settings.no_feedback = stored["settings"]["no_feedback"]
     run.measured = stored.get("measured")
     ended = run.done >= run.settings.steps
-    more = f", which has all of --steps {run.settings.steps}: a larger one trains on"
+    more = f": all {run.settings.steps} --steps are done, a larger number trains on"
     print(f"resuming from {newest}{more if ended else ''}")
 
 
@@ -546,17 +546,13 @@ def _compare_content(name, before, now, newest, recorded, inputs):
     if isinstance(then, str) and isinstance(found, dict):  # older checkpoints: see describe_model
         found = found["checksum"]
     names, option = differences(then, found), "--" + name.replace("_", "-")
-    if len(names) > 3 and now != before:
-        raise ValueError(
-            f"{option} {now} is another model than {before}, which {newest} was made with: "
-            f"resume with {option} {shlex.quote(before)}, or start a new run"
-        )
     if names:
         more = [f"{len(names) - 3} more"] if len(names) > 3 else []
         where = f" ({', '.join(names[:3] + more)})" if names != [""] else ""
+        way = "put it back" if now == before else f"resume with {option} {shlex.quote(str(before))}"
         raise ValueError(
             f"{option} {now}: its content is not what {newest} was made with{where}: "
-            "put it back, or start a new run"
+            f"{way}, or start a new run"
         )
 
 

@@ -58,6 +58,7 @@ def read_problems(
     answer_field: str | None = None,
     system_field: str | None = None,
     skip_bad_rows: bool = False,
+    needs_system: bool = True,
     counts: dict | None = None,
 ) -> list[Problem]:
     """The rows of a data set as problems numbered by `key`; prints what was read from where.
@@ -66,7 +67,7 @@ def read_problems(
     fields, dotted inside objects; None finds the usual ones. skip_bad_rows: go on without the rows
     that cannot be read; their number is put into counts[spec]. Raises ValueError for files
     that cannot be read, for bad rows, the first of which are named, where no row is left, and for
-    a system_field that no row has.
+    a system_field that no row has (a warning without needs_system).
     """
     names = {"prompt": prompt_field, "answer": answer_field, "system": system_field}
     problems, places, bad, used, choices = [], [], Bad(), collections.Counter(), 0
@@ -95,10 +96,10 @@ def read_problems(
         raise ValueError(_no_row(bad, where, task))
     _handle_bad(bad, len(problems) + bad.count, where, skip_bad_rows)
     if there:
-        raise ValueError(
-            f"{where}: no row has the field {system_field!r} of --system-field, "
-            f"only {data_rows.names_of(there)}"
-        )
+        line = f"{where}: no row has the field {system_field!r} of --system-field"
+        if needs_system:
+            raise ValueError(f"{line}, only {data_rows.names_of(there)}")
+        say(f"warning: {line}: they get the task's instruction")
     if counts is not None and bad.count:
         counts[spec] = bad.count
     say(f"{where}: {len(problems)} problems, {_fields(used)}{note}")
@@ -197,7 +198,8 @@ def _no_row(bad, where, task):
     if bad.count == 1:
         return str(bad)
     count, place, reason = max(bad.kinds.values(), key=lambda kind: kind[0])
-    hint = f": is --task {task} right, and --answer-field?" if bad.objects else ""
+    named = "prompt" in reason  # or --prompt-field: then that is what is wrong
+    hint = f": is --task {task} right, and --answer-field?" if bad.objects and not named else ""
     return f"{where} has no usable row: {reason} ({count} of {bad.count} rows, first {place}){hint}"
 
 

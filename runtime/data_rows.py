@@ -156,7 +156,11 @@ def _first(row, names, usable=None):
 
 def has(row: dict, name: str) -> bool:
     """Whether a row has a field of this name, be it null."""
-    return name in row or name in _plain_names(tuple(row)) or look_up(row, name) is not None
+    if name in row or name in _plain_names(tuple(row)) or look_up(row, name) is not None:
+        return True
+    outer, _, last = name.rpartition(".")
+    value = from_json(look_up(row, outer)) if outer else None
+    return isinstance(value, dict) and last in value
 
 
 def _field(row, usual, named, usable, role):
@@ -522,8 +526,10 @@ def is_choice(row: dict, made: Read) -> bool:
     gold = made.answer.strip("(). ").upper()
     if not re.fullmatch("[A-J]|[0-9]", gold):
         return False
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
         if options := _options(row):
+            if gold.isdecimal() and ("A" in row or gold in (str(text) for _, text in options)):
+                return False  # the value of an option, not its number
             return gold.isalpha() or int(gold) <= len(options)
     return gold.isalpha() and _shows_options(made.prompt, gold)
 

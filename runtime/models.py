@@ -7,6 +7,7 @@ alone; chat templates are in templates.py. Families are not listed: a model is t
 
 import contextlib
 import functools
+import os
 import random
 import re
 import time
@@ -20,7 +21,15 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 import rollout
 from loss import Head, as_head
-from runtime import fast_rollout, first_line, parallel, reason_of_the_hub, unreachable
+from runtime import (
+    NOT_THERE,
+    fast_rollout,
+    first_line,
+    parallel,
+    reason_of_the_hub,
+    status_of,
+    unreachable,
+)
 from runtime.templates import (  # noqa: F401 (they are looked for here, too)
     chat_ids,
     completion_text,
@@ -140,7 +149,7 @@ def load_model(name: str):
     or tokens missing. `check_model` comes when the model stands where it will run.
     """
     refuse_place(name)
-    name = str(Path(name).expanduser()) if name.startswith("~") else name
+    name = os.path.expanduser(name)  # from_pretrained would take ~ for a Hub id
     if not Path(name).is_dir():
         print(f"{name}: no folder here, so it is fetched from the Hub or its cache", flush=True)
     try:
@@ -187,10 +196,10 @@ class Refusal(ValueError):
 def reason_of(error: Exception, name: str) -> str:
     """What an error of loading means, in one line."""
     text = str(error)
-    if not Path(name).is_dir() and unreachable(error):
+    if not Path(name).is_dir() and (unreachable(error) or status_of(error)):
         return f"no such folder here; {reason_of_the_hub(error)}"
     if "is not a valid model identifier" in text:
-        return "no such folder here, nor such a model on the Hub (a private one: `hf auth login`)"
+        return f"no such folder here; {NOT_THERE}"
     with contextlib.suppress(Exception):  # no such repository, no network
         if find_adapter_config_file(name):
             return ADAPTER
@@ -211,7 +220,7 @@ def reason_of(error: Exception, name: str) -> str:
 
 def refuse_place(name: str) -> None:
     """Raise ValueError for a name that is neither a model folder nor could be one on the Hub."""
-    place = Path(name).expanduser()
+    place = Path(os.path.expanduser(name))
     if place.is_dir():
         refuse_folder(place)
     elif place.is_file():

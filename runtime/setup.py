@@ -70,15 +70,15 @@ def load(settings):
             )
         except OSError as error:
             raise ValueError(
-                "the warmed-up tiny student is kept beside the run's folder, for later runs: "
-                f"{error} (--out DIR/NAME puts both into DIR)"
+                f"the warmed-up tiny student is kept in {out.parent}, for later runs: {error} "
+                "(run in a folder that can be written, or give train.py --out DIR/NAME)"
             ) from None
     else:
         options = {f: getattr(s, f) for f in ("prompt_field", "answer_field", "system_field")}
         options |= {"skip_bad_rows": s.skip_bad_rows, "counts": bad_rows}
         train = data.read_problems(s.data, s.task, **options)
         if s.eval_data:
-            held_out = data.read_problems(s.eval_data, s.task, **options)
+            held_out = data.read_problems(s.eval_data, s.task, needs_system=False, **options)
             data.say_overlap(train, held_out)
         student, tokenizer = load_model(s.model)
     inputs = {

@@ -579,7 +579,7 @@ def test_an_error_of_the_tiny_students_cache_says_what_it_is(tmp_path, capsys, m
 
     monkeypatch.setattr(setup.tiny, "build", fails)
     line = refused(capsys, ["--out", str(tmp_path / "out")])
-    said = "the warmed-up tiny student is kept beside the run's folder, for later runs: "
+    said = f"the warmed-up tiny student is kept in {tmp_path}, for later runs: "
     assert f"{said}cannot write {tmp_path}/tiny-math-123" in line
 
 

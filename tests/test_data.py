@@ -1350,12 +1350,37 @@ def test_a_named_field_that_no_row_has_is_refused_with_the_fields_there_are(tmp_
 
 
 def test_a_system_field_may_be_null_or_be_missing_in_some_rows(tmp_path):
-    write(tmp_path / "x.jsonl", [{"prompt": "1?", "answer": "1", "sys": None}])
-    assert read_problems(str(tmp_path / "x.jsonl"), "math", system_field="sys")
+    for field, row in (("sys", {"sys": None}), ("m.sys", {"m": {"sys": None}})):
+        write(tmp_path / "x.jsonl", [{"prompt": "1?", "answer": "1", **row}])
+        assert read_problems(str(tmp_path / "x.jsonl"), "math", system_field=field)
     rows = [{"prompt": "1?", "answer": "1"}, {"prompt": "2?", "answer": "2", "o": {"sys": "x"}}]
     write(tmp_path / "x.jsonl", rows)
     problems = read_problems(str(tmp_path / "x.jsonl"), "math", system_field="o.sys")
     assert [p.system == "x" for p in problems] == [False, True]
+
+
+def test_evaluation_rows_without_the_system_field_are_a_warning(tmp_path, capsys):
+    """Only the training rows may have system messages; there is no flag for one file alone."""
+    write(tmp_path / "x.jsonl", [{"prompt": "1?", "answer": "1"}])
+    options = dict(system_field="sys", needs_system=False)
+    assert read_problems(str(tmp_path / "x.jsonl"), "math", **options)
+    assert "warning: " in (said := capsys.readouterr().out) and "no row has the field 'sys'" in said
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "1?", "A": 4, "B": 5, "C": 1, "answer": "2"},
+        {"question": "1?", "options": ["1", "2", "3"], "answer": "2"},
+        {"question": "1?", "choices": {"text": ["a", "b"], "label": 3}, "answer": "2"},
+    ],
+)
+def test_values_beside_options_are_no_multiple_choice_and_no_bad_rows(tmp_path, capsys, row):
+    """The last was counted as read and as bad at once."""
+    write(tmp_path / "rows.jsonl", [row] * 3)
+    assert len(read_problems(str(tmp_path / "rows.jsonl"), "math")) == 3
+    said = capsys.readouterr().out
+    assert "--task science" not in said and "cannot be read" not in said
 
 
 def test_evaluation_rows_that_are_training_rows_are_counted(capsys):

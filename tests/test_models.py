@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import warnings
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -443,7 +444,22 @@ def test_model_of_the_hub_without_a_network_says_what_is_fetched_and_what_to_do(
         models.load_model("a/b")
 
 
+@pytest.mark.parametrize("status, says", [(404, "no such thing"), (429, "answered 429: try again")])
+def test_an_answer_of_the_hub_is_no_missing_network(monkeypatch, status, says):
+    class Answered(Exception):
+        response = SimpleNamespace(status_code=status)
+
+    def fails(*args, **options):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("We couldn't connect") from Answered()
+
+    monkeypatch.setattr(models.AutoConfig, "from_pretrained", fails)
+    with pytest.raises(ValueError, match=says):
+        models.load_model("a/b")
+
+
 def test_file_in_place_of_a_model_and_folder_without_one_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="no such model folder: ~nobody/x"):
+        models.load_model("~nobody/x")
     file = folder / "model.safetensors"
     refused(file, "is a file: give its folder")
     (folder / "config.json").unlink()

@@ -1,6 +1,7 @@
 """The made-up worlds: consistent with the real verifiers, honest in what the warm-up and the
 evaluation show."""
 
+import functools
 import random
 import re
 import shutil
@@ -190,6 +191,19 @@ def test_warming_up_leaves_the_global_random_state_alone(tmp_path, monkeypatch):
         progress=False,
     )
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_damaged_cache_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny, "WARM_UP", dict(tiny.WARM_UP, steps=1, batch=2))
+    build = functools.partial(
+        tiny.build, "math", instruction="Box it.", verify=verifiers.verify, folder=tmp_path
+    )
+    build(progress=False)
+    (weights,) = tmp_path.glob("tiny-*/model.safetensors")
+    for harm in (lambda: weights.write_bytes(weights.read_bytes()[:500]), weights.unlink):
+        harm()
+        with pytest.raises(ValueError, match=f"{weights.parent}, .* is damaged: delete it"):
+            build(progress=False)
 
 
 def test_a_cache_that_cannot_be_written_is_one_line_before_the_warm_up_or_after_it(
