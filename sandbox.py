@@ -58,6 +58,8 @@ _LINUX = sys.platform == "linux"
 _STARRED = """typing string re datetime collections heapq bisect copy math random statistics
 itertools functools operator io sys json""".split()  # LiveCodeBench and LeetCode define their names
 _MODULES = _STARRED + ["os", "decimal", "fractions", "time"]
+_PAUSES = (0.1, 0.3, 1, 3, 10, 30)  # seconds, while other programs hold what one needs to start
+_ADVICE = "No program was judged. Needed: descriptors (ulimit -n), processes (-u), room in /tmp."
 _server, _lock = None, allocate_lock()
 
 
@@ -74,7 +76,8 @@ class Outcome(NamedTuple):
 
 
 def run_script(source: str, stdin: str, **limits: float) -> Outcome:
-    """Run a whole program on `stdin`. RuntimeError where no sandbox can start."""
+    """Run a whole program on `stdin`. RuntimeError where the sandbox itself fails, here and below:
+    no program is wrong because of that."""
     job = {"source": source, "stdin": stdin.encode("utf-8", "surrogatepass")}
     return Outcome(*_execute([job], **limits)[:3])
 
@@ -106,23 +109,32 @@ def describe_isolation() -> str:
     return _connect().layers
 
 
-def _execute(jobs, *, time_limit=2.0, memory_mb=1024, again=True):
+def _execute(jobs, *, time_limit=2.0, memory_mb=1024, tried=0):
     """Run the program's job, after its judge's if there is one: (problem, output, errors, reply).
     Where the server is killed meanwhile, once more under a new one."""
-    reply, limits = _memory_file(), (time_limit, memory_mb << 20)
-    channel = socket.socketpair() if jobs[1:] else ()
-    given = [(reply, *channel[:1]), channel[1:]]
+    limits = time_limit, memory_mb << 20
     try:
-        runs = [_Run(job, limits, files) for job, files in zip(jobs, given, strict=False)]
+        reply = _memory_file()
+        channel = socket.socketpair() if jobs[1:] else ()
+        given = [(reply, *channel[:1]), channel[1:]]
+        server = _connect()
+        runs = [_Run(server, *each, limits) for each in zip(jobs, given, strict=False)]
         for end in channel:
             end.close()
         problem = _wait(runs[0].status, time_limit)
         code, cpu, out, err = [run.end() for run in runs][-1]
-    except (OSError, EOFError):  # the server or its child is gone
+    except (ConnectionError, TimeoutError, EOFError):  # the server or its child is gone
         time.sleep(0.1)  # until the system has cleared it away
-        if again:
-            return _execute(jobs, time_limit=time_limit, memory_mb=memory_mb, again=False)
-        return "the sandbox was killed from outside.", "", "", b""
+        if server.process.poll() == 1:  # it was not killed
+            raise RuntimeError(f"the code sandbox failed, see its error above. {_ADVICE}") from None
+        if tried:
+            return "the sandbox was killed from outside.", "", "", b""
+        return _execute(jobs, time_limit=time_limit, memory_mb=memory_mb, tried=1)
+    except OSError as error:
+        if not isinstance(error, ChildProcessError) or tried == len(_PAUSES):
+            raise RuntimeError(f"the code sandbox failed: {error}. {_ADVICE}") from error
+        time.sleep(_PAUSES[tried])
+        return _execute(jobs, time_limit=time_limit, memory_mb=memory_mb, tried=tried + 1)
     reply = os.pread(reply.fileno(), MAX_OUTPUT + 1, 0)
     judged = jobs[1:] and b'"lost": true' not in reply  # then the program's end was our doing
     if max(len(out), len(err), len(reply)) > MAX_OUTPUT:
@@ -140,20 +152,22 @@ def _execute(jobs, *, time_limit=2.0, memory_mb=1024, again=True):
 class _Run:
     """A process that the server forks, with `given` as descriptors 3 and, for the judge, 4."""
 
-    def __init__(self, job, limits, given):
+    def __init__(self, server, job, given, limits):
         self.out, self.err = _memory_file(), _memory_file()
         self.status, far = socket.socketpair()
         stdin, job = _memory_file(job.get("stdin", b"")), _memory_file(marshal.dumps((job, limits)))
         with far, stdin, job:
             files = far, job, stdin, self.out, self.err, *given
-            socket.send_fds(_connect().socket, [b"r"], [file.fileno() for file in files])
+            socket.send_fds(server.socket, [b"r"], [file.fileno() for file in files])
 
     def end(self):
         """Have the server kill what still runs: (status, CPU seconds, output, errors)."""
         with self.status, self.out, self.err:
             self.status.settimeout(10)
             self.status.shutdown(socket.SHUT_WR)
-            ended = marshal.loads(self.status.recv(99))
+            ended = marshal.loads(self.status.recv(999))
+            if isinstance(ended, str):
+                raise ChildProcessError(ended)
             return *ended, *(os.pread(f.fileno(), MAX_OUTPUT + 1, 0) for f in (self.out, self.err))
 
 
@@ -207,16 +221,21 @@ def _connect():
             return _server
         import subprocess
 
-        near, far = socket.socketpair()
         kept = {name: os.environ.get(name) for name in ("LD_LIBRARY_PATH", "PYTHONHOME")}
         env = {name: value for name, value in kept.items() if value} | {"PYTHONHASHSEED": "0"}
         command = [sys.executable, "-BPs", "-Xutf8", os.path.abspath(__file__)]
         quiet = {"stdout": subprocess.DEVNULL, "start_new_session": True, "cwd": "/"}
-        with far:
-            process = subprocess.Popen(command, stdin=far, env=env, **quiet)
-        near.settimeout(60)
-        if not (hello := near.recv(4096)):
-            raise RuntimeError(f"the code sandbox did not start: it ended with {process.wait()}")
+        try:
+            near, far = socket.socketpair()
+            with far:
+                process = subprocess.Popen(command, stdin=far, env=env, **quiet)
+            near.settimeout(60)
+            hello = near.recv(4096)
+            if not hello.startswith(b"code sandbox"):
+                raise ChildProcessError(hello.decode() or f"it ended with {process.wait()}")
+        except (OSError, TypeError) as error:
+            how = f"with sys.executable {sys.executable}: {error}. {_ADVICE}"
+            raise RuntimeError(f"the code sandbox did not start {how}") from error
         _server = types.SimpleNamespace(socket=near, process=process, layers=hello.decode())
         return _server
 
@@ -326,8 +345,9 @@ def _isolate():
     os.mkdir(base, 0o700)
     if inner := os.fork():  # the first of the PID namespace: its end ends all
         os.close(0)  # or the caller would not see the end of the socket
-        os.waitpid(inner, 0)
-        os._exit(not _attempt(_remove_tree, folder))
+        code = os.waitpid(inner, 0)[1] >> 8
+        _attempt(_remove_tree, folder)
+        os._exit(code)
     _attempt(_libc, "prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
     mounted = _attempt(_libc, "unshare", 0x20000) and _attempt(_build_root, base)  # CLONE_NEWNS
     base = "/sandbox" if mounted else base
@@ -387,7 +407,11 @@ def _open(path, flags, mode=0o777, *, dir_fd=None, real=os.open):
 
 def _serve():
     """Give up all power but to fork, then fork for each request until the caller is gone."""
-    base, text = _isolate()
+    try:
+        base, text = _isolate()
+    except OSError as error:
+        os.write(0, str(error).encode())
+        raise
     sock, poll, runs = socket.socket(fileno=os.dup(0)), select.poll(), {}
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     _prepare()
@@ -404,7 +428,17 @@ def _serve():
             if not request:
                 os._exit(0)
             work = f"{base}/{os.urandom(16).hex()}"
-            if (pid := _fork()) == 0:
+            try:
+                os.mkdir(work, 0o700)
+                if (pid := _fork()) < 0:
+                    raise OSError(ctypes.get_errno(), "fork failed")
+            except OSError as error:
+                _attempt(os.write, fds[0], marshal.dumps(str(error)))
+                _attempt(os.rmdir, work)
+                for fd in fds:
+                    os.close(fd)
+                continue
+            if pid == 0:
                 _work(work, fds[1:])
             for extra in fds[1:]:
                 os.close(extra)
@@ -445,7 +479,6 @@ def _work(work, fds):
         for place, fd in enumerate(fds[1:]):  # input, output, errors, and what the job needs
             os.dup2(fd, place)
         os.closerange(len(fds) - 1, 1024)
-        os.mkdir(work, 0o700)
         os.chdir(work)
         _limit(CPU=math.ceil(cpu), AS=memory, NOFILE=64)
         _attempt(_libc, "prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)  # die with the server
@@ -622,7 +655,7 @@ def _common_names():
 
 _LIBRARY = ctypes.CDLL(None, use_errno=True) if _LINUX else None
 # os.fork would spend half a millisecond on threading, and seed random anew: verdicts repeat.
-_fork = ctypes.PyDLL(None).fork if _LINUX else getattr(os, "fork", None)
+_fork = ctypes.PyDLL(None, use_errno=True).fork if _LINUX else getattr(os, "fork", None)
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _MS_BIND, _MS_REC, _MS_PRIVATE, _MS_NOSUID_NODEV, _MNT_DETACH = 0x1000, 0x4000, 0x40000, 6, 2
 _DENIED = {  # purpose: system calls, each with its number on x86_64 and on aarch64

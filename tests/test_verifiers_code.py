@@ -1064,6 +1064,71 @@ def test_each_layer_can_be_missing_and_is_named(missing, tmp_path):
     assert not left
 
 
+def run_altered(tmp_path, changes, script):
+    """Output of a script that verifies with a copy of sandbox.py in which texts are replaced."""
+    source = Path(sandbox.__file__).read_text()
+    for old, new in {"_PAUSES = (0.1, 0.3, 1, 3, 10, 30)": "_PAUSES = (0.1,)", **changes}.items():
+        assert source.count(old) == 1
+        source = source.replace(old, new)
+    (tmp_path / "sandbox.py").write_text(source)
+    shutil.copy(verifiers.__file__, tmp_path)
+    header = HEADER.replace(str(Path(verifiers.__file__).parent), str(tmp_path))
+    command = [sys.executable, "-c", header + script]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+
+
+TRY = """
+for check, give in (verifiers.verify, lambda x: x), (verifiers.verify_batch, lambda x: [x]):
+    try:
+        print(check("code", give(response), give(answer)))
+    except RuntimeError as error:
+        print("RuntimeError:", error)
+"""
+
+
+@linux
+@pytest.mark.parametrize(
+    "changes, setup, named",
+    [
+        ({}, "sys.executable = '/nowhere/python'", "'/nowhere/python'"),
+        ({}, "sys.executable = None", "sys.executable None"),
+        ({}, "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))", "open files"),
+        (
+            {},
+            "import resource\nsandbox._connect()\n"
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))",
+            "open files",
+        ),
+        ({"NPROC=4096": "NOFILE=8"}, "", "its error above"),
+        ({"/tmp/sandbox-": "/nowhere/sandbox-"}, "", "'/nowhere/sandbox-"),
+        ({"nr_inodes=65536": "nr_inodes=1"}, "", "No space left on device: '/sandbox/"),
+        ({"(pid := _fork()) < 0": "(pid := -1) < 0"}, "", "fork failed"),
+    ],
+)
+def test_a_failure_of_the_sandbox_itself_is_no_verdict(changes, setup, named, tmp_path):
+    """The program was marked wrong, "killed from outside" or "ended with exit code 1", and the
+    student trained on it."""
+    lines = run_altered(tmp_path, changes, setup + TRY).splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("RuntimeError: the code sandbox") and "No program was judged" in line
+        assert named in line
+
+
+@linux
+def test_a_program_that_holds_all_of_a_shared_resource_makes_no_other_program_wrong():
+    """No folder could be made while another program held all inodes of the scratch space: its
+    neighbour "ended with exit code 1"."""
+    hog = "import time\ntry:\n    for i in range(10**6): open(str(i), 'w').close()\n"
+    hog += "except OSError: print('full')\ntime.sleep(1.5)"
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(sandbox.run_script, hog, "", time_limit=5)
+        for _ in range(10):
+            time.sleep(0.2)
+            assert verify_code(fenced(HONEST["plain"]), SUM).feedback == ""
+        assert job.result().output == "full\n"
+
+
 @pytest.mark.parametrize(
     "program, output",
     [
