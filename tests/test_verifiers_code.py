@@ -572,6 +572,154 @@ def test_tests_use_the_programs_classes_exceptions_and_callbacks(program, test):
 
 
 @pytest.mark.parametrize(
+    "program, test",
+    [
+        ("def f(*, xs): xs.sort()", "a = [3, 1]\nf(xs=a)\nassert a == [1, 3]"),
+        (
+            "def f(m): m[0][0] = 9",
+            "a = [[1], [2]]\nr = a[0]\nf(a)\nassert a == [[9], [2]] and r == [9]",
+        ),
+        ("def f(t): t[0].append(2)", "a = [1]\nf((a,))\nassert a == [1, 2]"),
+        (
+            "def f(q, c):\n    q.append(4)\n    c['a'] += 1",
+            "q, c = collections.deque([1]), collections.Counter('a')\nf(q, c)\n"
+            "assert list(q) == [1, 4] and c == {'a': 2}",
+        ),
+        (
+            "def f(a, b):\n    a.append(1)\n    return len(b), a is b",
+            "a = []\nassert f(a, a) == (1, True) and a == [1]",
+        ),
+        (
+            "def f(m):\n    m[0].append(1)\n    return m",
+            "r = [0]\nm = [r, r]\nassert f(m) is m and m == [[0, 1], [0, 1]] and r == [0, 1]",
+        ),
+        ("def f(n): return [[0] * n] * n", "m = f(2)\nm[0][0] = 5\nassert m == [[5, 0], [5, 0]]"),
+        ("def f(m): m.append(m[0])", "r = [1]\nm = [r]\nf(m)\nassert m[1] is r"),
+        ("def f(m): return len(m), m[1] is m", "m = [1]\nm.append(m)\nassert f(m) == (2, True)"),
+        (
+            "def f(g):\n    a = [[3, 1]]\n    g(a)\n    return a",
+            "assert f(lambda a: a[0].sort()) == [[1, 3]]",
+        ),
+    ],
+)
+def test_one_container_stays_one_and_is_changed_in_place(program, test):
+    """Each argument was copied by itself and only lists, dicts and sets given by position were
+    changed: right programs were wrong."""
+    answer = {"type": "assert", "tests": [test], "entry_point": "f"}
+    assert verify_code(fenced(program), answer).feedback == ""
+    broken = test.replace("assert", "assert not")
+    assert not verify_code(fenced(program), {**answer, "tests": [broken]}).correct
+
+
+@pytest.mark.parametrize(
+    "program, caught, holds",
+    [
+        (
+            "import json\ndef f(): json.loads('{')",
+            "json.JSONDecodeError",
+            "e.pos == 1 and e.doc == '{'",
+        ),
+        (
+            "def f(): b'\\xff'.decode()",
+            "UnicodeDecodeError",
+            "e.start == 0 and e.encoding == 'utf-8'",
+        ),
+        ("import decimal\ndef f(): decimal.Decimal('x')", "decimal.InvalidOperation", "True"),
+        ("def f(): open('x')", "FileNotFoundError", "e.errno == 2 and e.filename == 'x'"),
+        ("def f(): return {}['k']", "KeyError", "str(e) == \"'k'\" and e.args == ('k',)"),
+        ("def f(): raise ValueError('a', 3)", "ValueError", "e.args == ('a', 3) == eval(str(e))"),
+        ("def f(): raise ValueError", "ValueError", "e.args == () and str(e) == ''"),
+        ("def f(): raise ValueError('x' * 999)", "ValueError", "len(str(e)) == 999"),
+        ("import sys\ndef f(): sys.exit(3)", "SystemExit", "e.code == 3"),
+        (
+            "class Own(Exception):\n    status = 404\n"
+            "    def __init__(self, code): self.code = code\n"
+            "    def __str__(self): return f'no {self.code}'\n"
+            "    def twice(self): return self.code * 2\ndef f(): raise Own(3)",
+            "Own",
+            "(str(e), e.code, e.status, e.twice(), type(e) is Own) == ('no 3', 3, 404, 6, True)",
+        ),
+        ("class Base(Exception): pass\nclass Own(Base): pass\ndef f(): raise Own", "Base", "True"),
+    ],
+)
+def test_a_caught_exception_is_the_one_that_was_raised(program, caught, holds):
+    """It came as a builtin class with 200 characters of its text."""
+    test = "import decimal\ntry:\n    f()\nexcept {} as e:\n    assert {}\nelse:\n    assert False"
+    answer = {"type": "assert", "tests": [test.format(caught, holds)], "entry_point": "f"}
+    assert verify_code(fenced(program), answer).feedback == ""
+    for wrong in (caught, f"not ({holds})"), ("ImportError", holds):
+        answer = {**answer, "tests": [test.format(*wrong)]}
+        assert not verify_code(fenced(program), answer).correct
+
+
+POINT = "from collections import namedtuple\nP = namedtuple('P', 'a b')\n"
+MANAGER = (
+    "class M:\n    def __enter__(self): return self\n"
+    "    def __exit__(self, kind, error, trace):\n        self.seen = kind, error\n"
+    "        return True\n"
+)
+
+
+@pytest.mark.parametrize(
+    "program, test",
+    [
+        (POINT + "def f(): return P(1, 2)", "r = f()\nassert (r.a, r.b) == (1, 2) == r == P(1, 2)"),
+        (POINT + "def f(): return [P(1, 2)]", "assert f()[0]._asdict() == {'a': 1, 'b': 2}"),
+        (POINT + "def f(): return P(1, 2)", "assert isinstance(f(), P)"),
+        (POINT + "def f(p): return p.a, isinstance(p, P)", "assert f(P(1, 2)) == (1, True)"),
+        ("def f(p): return p.x", "Q = collections.namedtuple('Q', 'x')\nassert f(Q(5)) == 5"),
+        (MANAGER, "with M() as m:\n    pass\nassert m.seen == (None, None)"),
+    ],
+)
+def test_named_tuples_keep_their_names_and_managers_their_blocks(program, test):
+    answer = {"type": "assert", "tests": [test], "entry_point": "f"}
+    assert verify_code(fenced(program), answer).feedback == ""
+    broken = test.replace("assert", "assert not")
+    assert not verify_code(fenced(program), {**answer, "tests": [broken]}).correct
+
+
+def test_a_manager_of_the_program_hides_no_failure_and_reads_no_text():
+    program = MANAGER.replace("return True", "raise ValueError(kind, error)")
+    test = f"with M() as m:\n    assert m is None, '{SECRET}'"
+    verdict = verify_code(fenced(program), {"type": "assert", "tests": [test], "entry_point": "M"})
+    assert not verdict.correct and SECRET not in verdict.feedback
+    assert "ValueError: (<class 'AssertionError'>, None)" in verdict.feedback
+    assert not sandbox.run_assertion(MANAGER, test).value["ok"]
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        # the frames of the judge, by its module sys
+        "frame = sys._getframe()\nwhile 'self' not in frame.f_locals: frame = frame.f_back\n"
+        "ask = frame.f_locals['self'].ask\nframe = ask('call', ask('getattr', sys, '_getframe'))\n"
+        "found = ''\nwhile frame is not None:\n    code = ask('getattr', frame, 'f_code')\n"
+        "    found += str(ask('getattr', code, 'co_consts'))\n"
+        "    frame = ask('getattr', frame, 'f_back')",
+        "found = str(given.gi_frame.f_globals)",
+        "found = str(given.gi_code.co_consts)",
+        "found = str(key.__globals__)",
+        "found = str(key.__globals__.get('check').__code__.co_consts)",
+        "found = '{0.__globals__}'.format(key)",
+        "key.__defaults__ = ('x',)\nfound = 'expected-set'",
+    ],
+)
+def test_no_attribute_leads_a_program_to_the_text_of_the_test(way):
+    """The judge did for the program what it asked, on any module or object: it could read the
+    expected value from the judge's frames and return it."""
+    lines = way.replace("\n", "\n    ")
+    program = "import sys\ndef f(given, key):\n    " + lines + "\n    raise ValueError(found)"
+    test = (
+        "def check(f, key=lambda v: v):\n"
+        f"    assert f((v for v in ['{SECRET}']), key) == '{SECRET}'\ncheck(f)"
+    )
+    answer = {"type": "assert", "tests": [test], "entry_point": "f"}
+    verdict = verify_code(fenced(program), answer)
+    assert not verdict.correct and "expected-" not in verdict.feedback.replace("'expected-set'", "")
+    assert "AttributeError" in verdict.feedback
+
+
+@pytest.mark.parametrize(
     "result",
     [
         "type('A', (), {'__eq__': lambda s, o: True, '__hash__': None})()",
@@ -1099,10 +1247,10 @@ for check, give in (verifiers.verify, lambda x: x), (verifiers.verify_batch, lam
             "resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))",
             "open files",
         ),
-        ({"NPROC=4096": "NOFILE=8"}, "", "its error above"),
-        ({"/tmp/sandbox-": "/nowhere/sandbox-"}, "", "'/nowhere/sandbox-"),
-        ({"nr_inodes=65536": "nr_inodes=1"}, "", "No space left on device: '/sandbox/"),
-        ({"(pid := _fork()) < 0": "(pid := -1) < 0"}, "", "fork failed"),
+        ({"NPROC=4096": "NOFILE=8"}, "", "its server ended"),
+        ({"/tmp/sandbox-": "/nowhere/sandbox-"}, "", "see its error above"),
+        ({"nr_inodes=65536": "nr_inodes=1"}, "", "no process or folder"),
+        ({"pid = _fork() if": "pid = -1 if"}, "", "no process or folder"),
     ],
 )
 def test_a_failure_of_the_sandbox_itself_is_no_verdict(changes, setup, named, tmp_path):
