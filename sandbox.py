@@ -18,7 +18,8 @@ Covered:
 - other processes: none can be seen, signalled, traced or started (PID namespace, seccomp)
 - memory, CPU time, waiting, output, open files, threads: limited; what remains is killed
 - the tests: expected outputs stay in the caller; the judge sends copies of plain arguments and
-  holds references to the program's objects, none of which is equal to a value of the test
+  holds references to the program's objects, none of which is equal to a value of the test; for
+  the program it uses only what it has passed, by no attribute that leads to the test's text
 - a program that crashes, exits, forges its replies or kills its server: its verdict only
 
 Not covered:
@@ -95,7 +96,10 @@ def run_function(source: str, name: str, args: list, **limits: float) -> Outcome
 
 def run_assertion(source: str, test: str, *, entry: str = "", **limits: float) -> Outcome:
     """Run Python tests against the program's functions and classes. `value`: {"ok": did they hold,
-    "call" and "value": the last call of the function `entry` and its result}."""
+    "call" and "value": the last call of the function `entry` and its result}.
+
+    Tests fail that need an array changed in place, a list changed after the call that passed it,
+    type() or a derived class of the program's classes, or a `with` that hides an exception."""
     jobs = [{"source": test, "entry": entry}, {"source": source}]
     problem, out, err, reply = _execute(jobs, **limits)
     report = {"ok": False, "call": "", "value": "", **json.loads(reply or b"{}")}
@@ -308,9 +312,12 @@ def _pack(value, peer, seen):
     elif isinstance(value, types.ModuleType):
         return {"module": value.__name__}
     elif isinstance(value, BaseException):
-        names = [n for n in dir(value) if n[:2] != "__" and not hasattr(BaseException, n)]
+        text, args, names = str(value), [*value.args], dir(value)
+        if peer.own is None:  # of an error of the test a program reads the text
+            text, args, names = text[:200], [text[:200]], []
+        names = [n for n in names if n[:2] != "__" and not hasattr(BaseException, n)]
         named = {name: getattr(value, name, None) for name in names}
-        what, parts = "error", [kind, str(value), [*value.args], named]
+        what, parts = "error", [kind, text, args, named]
     elif kind is type and (_is_builtin(value) or issubclass(value, BaseException)):
         return {"class": [[base.__module__, base.__name__] for base in value.__mro__]}
     else:
@@ -362,9 +369,13 @@ def _like(names, peer):
         if isinstance(found, type) and (_is_builtin(found) or issubclass(found, BaseException)):
             made = found
         else:
-            own = {"__module__": module, "__str__": lambda error: vars(error).get("_text", "")}
+            own = {"__module__": module, "__str__": partialmethod(_text, made)}
             made = peer.made.setdefault(f"{module}.{name}", type(name, (made,), own))
     return made
+
+
+def _text(error, base):
+    return vars(error).get("_text") or base.__str__(error)
 
 
 def _error(kind, text, args, attributes):
@@ -372,7 +383,7 @@ def _error(kind, text, args, attributes):
         raise TypeError(f"{kind} is no exception")
     error = kind.__new__(kind, *args)
     if _is_builtin(kind):  # the __init__ of others may want other arguments
-        error.__init__(*args)
+        _attempt(error.__init__, *args)
     for name, value in {**attributes, "_text": text}.items():
         _attempt(setattr, error, name, value)
     return error

@@ -640,6 +640,13 @@ def test_one_container_stays_one_and_is_changed_in_place(program, test):
             "(str(e), e.code, e.status, e.twice(), type(e) is Own) == ('no 3', 3, 404, 6, True)",
         ),
         ("class Base(Exception): pass\nclass Own(Base): pass\ndef f(): raise Own", "Base", "True"),
+        (
+            "class Own(Exception): pass\n"
+            "def g(h):\n    try: h()\n    except Own as e: return str(e)\n"
+            "def f(): raise Own('a')",
+            "Own",
+            "str(Own('b')) == 'b' and g(lambda: (_ for _ in ()).throw(Own('c'))) == 'c'",
+        ),
     ],
 )
 def test_a_caught_exception_is_the_one_that_was_raised(program, caught, holds):
@@ -747,6 +754,26 @@ def test_an_object_of_the_program_is_equal_to_no_value_of_the_test(result, test)
     answer."""
     answer = {"type": "assert", "tests": [test], "entry_point": "f"}
     assert not verify_code(fenced(f"def f(x): return {result}"), answer).correct
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        "{'error': [{'class': [['builtins', 'type']]}, 't', ['X', {'builtins.tuple': []}, "
+        "{'builtins.dict': ['__eq__', {'mine': [0, 'f']}]}], {'builtins.dict': []}]}",
+        "{'class': [['x', 'Any'], ['builtins', 'type']]}",
+        "{'named': [['P', 'a'], 1]}",
+        "{'same': 0}",
+        "{'yours': 0}",
+    ],
+)
+def test_a_forged_reply_is_no_value_that_equals_the_tests(result):
+    program = "import os, json\ndef f(x):\n"
+    program += f"    reply = {{'changed': [], 'value': {result}}}\n"
+    program += "    os.write(3, (json.dumps(reply) + chr(10)).encode())"
+    for test in (f"assert f(3) == '{SECRET}'", f"assert f(3)() == '{SECRET}'"):
+        answer = {"type": "assert", "tests": [test], "entry_point": "f"}
+        assert not verify_code(fenced(program), answer).correct
 
 
 def test_a_module_of_the_program_is_not_asked_for_the_tests_verdict():
