@@ -7,9 +7,8 @@
     caller --asks--> fork server --fork--> sandbox: the program; sees no test, no expected output
                                  \\--fork--> judge: assertion tests only; trusted, calls the sandbox
 
-The fork server is this file, run by a clean interpreter: it has none of the caller's memory, locks
-or descriptors, and never reads a program. It enters namespaces and drops its powers once, so that a
-sandbox costs a fork, not a start. describe_isolation() names the layers that hold and that miss.
+The fork server is this file, run by a clean interpreter; it never reads a program. It enters
+namespaces and drops its powers once. describe_isolation() names the layers that hold and that miss.
 
 Covered:
 - files: a new root with the interpreter and system libraries, read-only, and one scratch folder of
@@ -17,9 +16,9 @@ Covered:
 - network, shared memory, message queues (namespaces, seccomp); environment variables (empty)
 - other processes: none can be seen, signalled, traced or started (PID namespace, seccomp)
 - memory, CPU time, waiting, output, open files, threads: limited; what remains is killed
-- the tests: expected outputs stay in the caller; the judge sends copies of plain arguments and
-  holds references to the program's objects, none of which is equal to a value of the test; for
-  the program it uses only what it has passed, by no attribute that leads to the test's text
+- the tests: expected outputs stay in the caller; the judge copies plain arguments, and none of the
+  program's objects is equal to a value of the test. For the program it uses only what it has
+  passed, by no attribute that leads to the test's text
 - a program that crashes, exits, forges its replies or kills its server: its verdict only
 
 Not covered:
@@ -33,7 +32,6 @@ Not covered:
 import ast
 import atexit
 import builtins
-import collections
 import ctypes
 import gc
 import json
@@ -60,8 +58,8 @@ _LINUX = sys.platform == "linux"
 _STARRED = """typing string re datetime collections heapq bisect copy math random statistics
 itertools functools operator io sys json""".split()  # LiveCodeBench and LeetCode define their names
 _MODULES = _STARRED + ["os", "decimal", "fractions", "time"]
-_PAUSES = (0.1, 0.3, 1, 3, 10, 30)  # seconds, while other programs hold what one needs to start
-_ADVICE = "No program was judged. Needed: descriptors (ulimit -n), processes (-u), room in /tmp."
+_TRIES = 10  # in 17 seconds, while other programs hold what a run needs
+_ADVICE = "No program was judged. Needed: sys.executable, ulimit -n and -u, room in /tmp."
 _server, _lock = None, allocate_lock()
 
 
@@ -78,8 +76,7 @@ class Outcome(NamedTuple):
 
 
 def run_script(source: str, stdin: str, **limits: float) -> Outcome:
-    """Run a whole program on `stdin`. RuntimeError where the sandbox itself fails, here and below:
-    no program is wrong because of that."""
+    """Run a whole program on `stdin`. RuntimeError, here and below: the sandbox itself failed."""
     job = {"source": source, "stdin": stdin.encode("utf-8", "surrogatepass")}
     return Outcome(*_execute([job], **limits)[:3])
 
@@ -96,10 +93,8 @@ def run_function(source: str, name: str, args: list, **limits: float) -> Outcome
 
 def run_assertion(source: str, test: str, *, entry: str = "", **limits: float) -> Outcome:
     """Run Python tests against the program's functions and classes. `value`: {"ok": did they hold,
-    "call" and "value": the last call of the function `entry` and its result}.
-
-    Tests fail that need an array changed in place, a list changed after the call that passed it,
-    type() or a derived class of the program's classes, or a `with` that hides an exception."""
+    "call" and "value": the last call of the function `entry` and its result}. No test can use the
+    identity of plain values and of what they hold, fields of named tuples, `with`, type()."""
     jobs = [{"source": test, "entry": entry}, {"source": source}]
     problem, out, err, reply = _execute(jobs, **limits)
     report = {"ok": False, "call": "", "value": "", **json.loads(reply or b"{}")}
@@ -109,34 +104,28 @@ def run_assertion(source: str, test: str, *, entry: str = "", **limits: float) -
 
 def describe_isolation() -> str:
     """One line for the log: the layers of isolation that hold here, and those that are missing."""
-    if not hasattr(os, "fork"):
-        return "code verification is not available here: it needs os.fork"
-    return _connect().layers
+    return _connect().layers if hasattr(os, "fork") else "not available here: it needs os.fork"
 
 
 def _execute(jobs, *, time_limit=2.0, memory_mb=1024, tried=0):
-    """Run the program's job, after its judge's if there is one: (problem, output, errors, reply).
-    Where the server is killed meanwhile, once more under a new one."""
-    limits = time_limit, memory_mb << 20
+    """Run the program's job, after its judge's if any: (problem, output, errors, reply)."""
+    limits, server = (time_limit, memory_mb << 20), _connect()
     try:
         reply = _memory_file()
         channel = socket.socketpair() if jobs[1:] else ()
         given = [(reply, *channel[:1]), channel[1:]]
-        server = _connect()
         runs = [_Run(server, *each, limits) for each in zip(jobs, given, strict=False)]
         for end in channel:
             end.close()
         problem = _wait(runs[0].status, time_limit)
         code, cpu, out, err = [run.end() for run in runs][-1]
     except (OSError, EOFError) as error:
-        time.sleep(_PAUSES[tried])  # until the system has cleared a dead server away
-        dropped = isinstance(error, (ConnectionError, TimeoutError, EOFError))
-        ended = server.process.poll() if dropped else 1  # 1: by an error, not by a program
-        if ended is not None and ended != 1 and tried:
+        time.sleep(min(0.1 + tried, 2))  # until the system has cleared a dead server away
+        ended = server.process.poll()  # 1: by an error of its own
+        if tried and ended not in (None, 1):
             return "the sandbox was killed from outside.", "", "", b""
-        if ended == 1 or tried + 1 == len(_PAUSES):
-            why = "its server ended or found no process or folder" if dropped else error
-            raise RuntimeError(f"the code sandbox failed: {why}. {_ADVICE}") from error
+        if ended == 1 or tried + 1 == _TRIES:
+            raise RuntimeError(f"the code sandbox failed: {error!r}. {_ADVICE}") from error
         return _execute(jobs, time_limit=time_limit, memory_mb=memory_mb, tried=tried + 1)
     reply = os.pread(reply.fileno(), MAX_OUTPUT + 1, 0)
     judged = jobs[1:] and b'"lost": true' not in reply  # then the program's end was our doing
@@ -216,14 +205,14 @@ def _connect():
     its socket, not by PR_SET_PDEATHSIG, which fires when the *thread* that started it ends."""
     global _server
     if not hasattr(os, "fork"):
-        raise RuntimeError(describe_isolation())
+        raise RuntimeError(f"code verification is {describe_isolation()}")
     with _lock:
         if _server and _server.process.poll() is None:
             return _server
         import subprocess
 
-        kept = {name: os.environ.get(name) for name in ("LD_LIBRARY_PATH", "PYTHONHOME")}
-        env = {name: value for name, value in kept.items() if value} | {"PYTHONHASHSEED": "0"}
+        kept = {"LD_LIBRARY_PATH", "PYTHONHOME"} & os.environ.keys()
+        env = {name: os.environ[name] for name in kept} | {"PYTHONHASHSEED": "0"}
         command = [sys.executable, "-BPs", "-Xutf8", os.path.abspath(__file__)]
         quiet = {"stdout": subprocess.DEVNULL, "start_new_session": True, "cwd": "/"}
         try:
@@ -231,13 +220,11 @@ def _connect():
             with far:
                 process = subprocess.Popen(command, stdin=far, env=env, **quiet)
             near.settimeout(60)
-            hello = near.recv(4096)
-            if not hello:
-                raise ChildProcessError(f"it ended with {process.wait()}, see its error above")
+            if not (layers := near.recv(4096).decode()):
+                raise ChildProcessError(f"it ended with {process.wait()}")
         except (OSError, TypeError) as error:
-            how = f"with sys.executable {sys.executable}: {error}. {_ADVICE}"
-            raise RuntimeError(f"the code sandbox did not start {how}") from error
-        _server = types.SimpleNamespace(socket=near, process=process, layers=hello.decode())
+            raise RuntimeError(f"the code sandbox did not start: {error}. {_ADVICE}") from error
+        _server = types.SimpleNamespace(socket=near, process=process, layers=layers)
         return _server
 
 
@@ -251,142 +238,74 @@ def close(*, wait: bool = True) -> None:
     _server, _lock = None, allocate_lock()
 
 
-if __name__ != "__main__":  # not in the children of the server, which run exit handlers
-    atexit.register(close)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=partial(close, wait=False))
-
-
-# Values between judge and program: JSON that keeps types, and which containers are the same.
+# Values between judge and program: JSON that keeps the type. What is derived comes as its series.
 _SERIES = [f"builtins.{n}" for n in "dict list set bytearray tuple frozenset bytes".split()]
-_BY_TEXT = ("builtins.complex", "decimal.Decimal", "fractions.Fraction")
-_BY_PARTS = ("builtins.range", *(f"datetime.{n}" for n in "date time datetime timedelta".split()))
-_COPIED = {*_SERIES, *_BY_TEXT, *_BY_PARTS, "collections.deque", "collections.Counter"}
+_BY_PARTS = """builtins.range collections.Counter decimal.Decimal fractions.Fraction datetime.date
+datetime.time datetime.datetime datetime.timedelta""".split()
+_PARTS = dict.fromkeys(_SERIES, lambda series: [list(series)])  # type: what makes it again
+_PARTS |= dict.fromkeys(_BY_PARTS, lambda value: value.__reduce__()[1])
+_PARTS["builtins.complex"] = complex.__getnewargs__
+_PARTS["builtins.dict"] = lambda mapping: [[[*pair] for pair in mapping.items()]]
+_PARTS["collections.deque"] = lambda queue: [list(queue), queue.maxlen]
+_PARTS["numpy.ndarray"] = lambda array: [array.tolist(), str(array.dtype)]
+_SHARED = (*_MODULES, "builtins", "solution")  # no unittest: its SkipTest would pass
 
 
 @lru_cache(None)
 def _kind(kind):
-    """The name of a type or, where it is derived from a builtin series, of that."""
     names = [f"{base.__module__}.{base.__name__}" for base in kind.__mro__]
     series = [name for name in names if name in _SERIES]
-    return series[0] if series and names[0] not in _COPIED else names[0]
+    return series[0] if series and names[0] not in _PARTS else names[0]
 
 
-def _parts(value):
-    if isinstance(value, dict):
-        return [*value.keys(), *value.values()]
-    if _kind(type(value)) in _BY_PARTS:
-        return value.__reduce__()[1]
-    return [str(value)] if _kind(type(value)) in _BY_TEXT else [*value]
-
-
-def _fill(container, parts):
-    container.clear()
-    if isinstance(container, dict):
-        parts = dict(zip(parts[: len(parts) // 2], parts[len(parts) // 2 :], strict=True))
-    (container.extend if hasattr(container, "extend") else container.update)(parts)
-    return container
-
-
-def _pack(value, peer, seen):
-    """JSON values as they are, others as {what: parts}. `seen`: containers of the call, by id."""
+def _pack(value, peer):
+    """JSON values as they are, others as {type: parts}, objects as references to them."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if id(value) in seen:
-        return {"same": seen[id(value)][0]}
-    kind, what = type(value), _kind(type(value))
-    if what == "builtins.tuple" and hasattr(kind, "_fields"):
-        parts = [kind.__name__, *kind._fields]
-        peer.made.setdefault(str(parts), kind)
-        what, parts = "named", [parts, *value]
-    elif what in _COPIED and not getattr(value, "tzinfo", None):
-        if hasattr(value, "clear"):
-            seen[id(value)] = len(seen), value  # kept alive: its id is not another's
-        parts = _parts(value)
-    elif kind is _Reference:
+    kind = _kind(type(value))
+    if kind == "builtins.list":
+        return [_pack(item, peer) for item in value]
+    if type(value) is _Reference:
         return {"yours": value._number}
-    elif what == "numpy.ndarray":
-        what, parts = "array", [value.tolist(), str(value.dtype)]
-    elif getattr(value, "shape", None) == ():  # a number of numpy's
-        return _pack(value.item(), peer, seen)
-    elif isinstance(value, types.ModuleType):
+    if getattr(value, "shape", None) == ():  # a number of numpy's
+        return _pack(value.item(), peer)
+    if kind in _PARTS and not getattr(value, "tzinfo", None):
+        return {kind: _pack([*_PARTS[kind](value)], peer)}
+    if isinstance(value, types.ModuleType):
         return {"module": value.__name__}
-    elif isinstance(value, BaseException):
-        text, args, names = str(value), [*value.args], dir(value)
-        if peer.own is None:  # of an error of the test a program reads the text
-            text, args, names = text[:200], [text[:200]], []
-        names = [n for n in names if n[:2] != "__" and not hasattr(BaseException, n)]
-        named = {name: getattr(value, name, None) for name in names}
-        what, parts = "error", [kind, text, args, named]
-    elif kind is type and (_is_builtin(value) or issubclass(value, BaseException)):
-        return {"class": [[base.__module__, base.__name__] for base in value.__mro__]}
-    else:
-        number = peer.numbers.setdefault(id(value), len(peer.kept))
-        peer.kept[number:] = peer.kept[number:] or [value]
-        return {"mine": [number, kind.__name__]}
-    parts = [_pack(part, peer, seen) for part in parts]
-    return parts if what == "builtins.list" else {what: parts}
+    builtin = type(value) is type and value.__module__ == "builtins"
+    if builtin or isinstance(value, type) and issubclass(value, BaseException):
+        return {"class": [f"{base.__module__}.{base.__name__}" for base in value.__mro__]}
+    peer.kept[id(value)] = value
+    return {"mine": [id(value), type(value).__name__]}
 
 
-def _unpack(data, peer, seen):
-    """The value of what _pack wrote, trusting nothing. `seen`: containers of the call."""
-    if not isinstance(data, (dict, list)):
-        return data
-    ((what, parts),) = data.items() if isinstance(data, dict) else [("builtins.list", data)]
-    if what in ("same", "yours"):
-        return (seen if what == "same" else peer.kept)[parts]
-    if what == "module":
+def _unpack(data, peer):
+    """The value of what _pack wrote, trusting nothing."""
+    if not isinstance(data, dict):
+        return [_unpack(item, peer) for item in data] if isinstance(data, list) else data
+    ((kind, parts),) = data.items()
+    if kind in _PARTS:
+        module, _, name = kind.partition(".")
+        make = getattr(__import__(module), name.replace("ndarray", "array"))
+        return make(*_unpack(parts, peer))
+    if kind == "module":
         return __import__(parts) if parts in (*_MODULES, "numpy") else None
-    if what == "mine":
-        return peer.references.setdefault(parts[0], _Reference(peer, *parts))
-    if what == "class":
-        return _like(parts, peer)
-    module, _, name = what.partition(".")
-    make = getattr(__import__(module), name) if what in _COPIED else None
-    if hasattr(make, "clear"):
-        seen.append(make())  # before it is filled: it may hold itself
-        return _fill(seen[-1], [_unpack(part, peer, seen) for part in parts])
-    parts = [_unpack(part, peer, seen) for part in parts]
-    if make:
-        return make(parts) if what in _SERIES else make(*parts)
-    if what == "named":
-        name, *fields = parts[0]
-        if str(parts[0]) not in peer.made:
-            peer.made[str(parts[0])] = collections.namedtuple(name, fields)
-        return tuple.__new__(peer.made[str(parts[0])], parts[1:])
-    return __import__("numpy").array(*parts) if what == "array" else _error(*parts)
+    if kind == "class":
+        return _class(*parts)
+    if kind == "yours":
+        return peer.kept[parts]
+    return peer.references.setdefault(parts[0], _Reference(peer, *parts))
 
 
-def _is_builtin(kind):
-    return getattr(builtins, kind.__name__, None) is kind
-
-
-def _like(names, peer):
-    """A builtin class or a library's exception itself; else one like it, of the same base."""
-    made = object
-    for module, name in reversed(names):
-        found = getattr(sys.modules.get(module), name, None)
-        if isinstance(found, type) and (_is_builtin(found) or issubclass(found, BaseException)):
-            made = found
-        else:
-            own = {"__module__": module, "__str__": partialmethod(_text, made)}
-            made = peer.made.setdefault(f"{module}.{name}", type(name, (made,), own))
-    return made
-
-
-def _text(error, base):
-    return vars(error).get("_text") or base.__str__(error)
-
-
-def _error(kind, text, args, attributes):
-    if not issubclass(kind, BaseException):
-        raise TypeError(f"{kind} is no exception")
-    error = kind.__new__(kind, *args)
-    if _is_builtin(kind):  # the __init__ of others may want other arguments
-        _attempt(error.__init__, *args)
-    for name, value in {**attributes, "_text": text}.items():
-        _attempt(setattr, error, name, value)
-    return error
+@lru_cache(None)
+def _class(*names):
+    """A builtin class or a library's exception; for the program's, one like it of the same base."""
+    module, _, name = names[0].rpartition(".")
+    found = module.split(".")[0] in _SHARED and getattr(sys.modules.get(module), name, None)
+    if isinstance(found, type) and (module == "builtins" or issubclass(found, BaseException)):
+        return found
+    return type(name, (_class(*names[1:]),), {"__module__": module})
 
 
 # --- the fork server ---
@@ -444,18 +363,14 @@ def _prepare():
     _common_names()
     os.open, builtins.open = _open, partial(open, opener=_open)
     sys.modules["io"].open = builtins.open
-    warm = "for line in ['1 2']:\n    print(sum(map(int, line.split())), flush=True)"
-    exec(compile(warm, "warm", "exec"), {})  # the first compile() costs 2 ms, and 160 pages
     gc.collect()
     gc.freeze()
 
 
-_STANDARD = {"/dev/stdin": 0, "/dev/fd/0": 0, "/dev/stdout": 1, "/dev/fd/1": 1, "/dev/stderr": 2}
-
-
 def _open(path, flags, mode=0o777, *, dir_fd=None, real=os.open):
     """os.open() that knows /dev/stdin and its like, which lead to /proc: there is none."""
-    fd = _STANDARD.get(str(path))
+    known = {"/dev/stdin": 0, "/dev/fd/0": 0, "/dev/stdout": 1, "/dev/fd/1": 1, "/dev/stderr": 2}
+    fd = known.get(str(path))
     return real(path, flags, mode, dir_fd=dir_fd) if fd is None else os.dup(fd)
 
 
@@ -483,12 +398,10 @@ def _serve():
                 _work(work, fds[1:])
             for extra in fds[pid > 0 :]:  # all, where other programs hold what it needs
                 os.close(extra)
-            if pid < 0:
-                _attempt(os.rmdir, work)
-                continue
-            runs[fds[0]] = pid, work
-            for watched in [fds[0], os.pidfd_open(pid)] if pidfds else fds[:1]:
-                poll.register(watched, select.POLLIN)
+            if pid > 0:
+                runs[fds[0]] = pid, work
+                for watched in [fds[0], os.pidfd_open(pid)] if pidfds else fds[:1]:
+                    poll.register(watched, select.POLLIN)
         while runs and (ended := os.wait4(-1, os.WNOHANG))[0]:
             pid, code, usage = ended
             for status in [status for status, run in runs.items() if run[0] == pid]:
@@ -530,8 +443,7 @@ def _work(work, fds):
         (_run_script if "stdin" in job else _judge if "entry" in job else _run_functions)(job)
         code = 0
     except SystemExit as stop:  # as the interpreter does
-        code = stop.code or 0
-        if not isinstance(code, int):
+        if not isinstance(code := stop.code or 0, int):
             print(code, file=sys.stderr)
             code = 1
     except BaseException as error:
@@ -570,14 +482,11 @@ def _run_script(job):
 _BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
 _TOLD = {*_BINARY, *"lt le gt ge contains".split()}  # would tell the program a value of the test
 _OTHERS = "eq neg getitem setitem delitem call".split()
-_BUILTIN = "len iter next str repr bool int float abs round hash getattr setattr".split()
+_BUILTIN = "len iter next str repr bool int float abs round hash getattr setattr isinstance".split()
 _HIDDEN = ("_", "gi_", "cr_", "ag_")  # attributes that lead from a function to the test's text
 _OPERATIONS = {name: getattr(builtins, name) for name in _BUILTIN}  # by the special method's name
 _OPERATIONS |= {n: getattr(operator, f"__{n}__") for n in [*_TOLD, *_OTHERS]}
 _OPERATIONS |= {f"r{n}": lambda a, b, do=_OPERATIONS[n]: do(b, a) for n in _BINARY}
-_OPERATIONS["instancecheck"] = lambda kind, value: isinstance(value, kind)
-_OPERATIONS["enter"] = lambda manager: manager.__enter__()
-_OPERATIONS["exit"] = lambda manager, kind: manager.__exit__(kind, None, None)
 
 
 class _Reference:
@@ -591,11 +500,7 @@ class _Reference:
         return bool(self._peer.ask("eq", self, other)) if theirs else self is other
 
     def __instancecheck__(self, value):
-        theirs = isinstance(value, _Reference) or type(value) in self._peer.made.values()
-        return theirs and bool(self._peer.ask("instancecheck", self, value))
-
-    def __exit__(self, kind, error, trace):  # told no text of the test; it can hide no failure
-        self._peer.ask("exit", self, kind)
+        return isinstance(value, _Reference) and bool(self._peer.ask("isinstance", value, self))
 
     def _do(self, operation, /, *args, **kwargs):
         if {operation, operation[1:]} & _TOLD and self._kind not in self._peer.classes:  # radd: add
@@ -603,67 +508,66 @@ class _Reference:
         return self._peer.ask(operation, self, *args, **kwargs)
 
 
-for _name in set(_OPERATIONS) - {
-    "instancecheck",
-    "eq",
-    "exit",
-}:  # __call__, __getattr__, __add__, ...
+for _name in set(_OPERATIONS) - {"isinstance", "eq"}:  # __call__, __getattr__, __add__, ...
     setattr(_Reference, f"__{_name}__", partialmethod(_Reference._do, _name))
 
 
 class _Peer:
-    """One end of the channel between judge and program, which has names of its `own`. Plain data
-    is copied, changes too; other objects stay, and the other end gets references."""
+    """One end of the channel between judge and program, which has names of its `own`."""
 
     def __init__(self, fd, own=None):
         os.set_blocking(fd, True)
         self.file, self.own = socket.socket(fileno=fd).makefile("rw"), own
-        self.kept, self.numbers, self.references, self.made = [], {}, {}, {}
+        self.kept, self.references = {}, {}
         self.classes, self.entry, self.call, self.value, self.lost = (), None, "", "", False
-
-    def send(self, message):
-        self.lost = True  # until the next line comes
-        print(json.dumps(message), file=self.file, flush=True)
 
     def ask(self, operation, /, *args, **kwargs):
         """Have the other end do something, and do what it asks for meanwhile."""
         if watched := operation == "call" and args[0] is self.entry:
             shown = [*map(repr, args[1:]), *(f"{name}={kwargs[name]!r}" for name in kwargs)]
             self.call, self.value = f"({', '.join(shown)})", ""
-        seen = {}
-        self.send([operation, _pack([args, kwargs], self, seen)])
+        given = [*kwargs.values(), *args]
+        outer, self.lost = self.lost, True  # until the reply comes
+        print(json.dumps([operation, [*kwargs], _pack(given, self)]), file=self.file, flush=True)
         while isinstance(reply := json.loads(self.file.readline()), list):
             self.answer(*reply)
-        self.lost = False
-        seen = [container for _, container in seen.values()]
-        for number, parts in _unpack(reply["changed"], self, seen):
-            _fill(seen[number], parts)
+        self.lost = outer
+        for old, new in zip(given, _unpack(reply.get("changed", []), self), strict=False):
+            if _kind(type(old)) in _PARTS and hasattr(old, "clear"):
+                old.clear()
+                (old.extend if hasattr(old, "extend") else old.update)(new)
         if "error" in reply:
-            raise _unpack(reply["error"], self, seen)
-        value = _unpack(reply["value"], self, seen)
+            kind, args, text = _unpack(reply["error"], self)
+            error = issubclass(kind, BaseException) and kind(*args)
+            if str(error) != text:  # the program's class writes its own
+                error.args = (text,)
+            raise error
+        value = _unpack(reply["value"], self)
         if watched:
             self.value = f"<{value._kind} object>" if type(value) is _Reference else repr(value)
         return value
 
-    def answer(self, operation, packed):
-        seen = []
-        args, kwargs = _unpack(packed, self, seen)
-        before = [_parts(container) for container in seen]
+    def answer(self, operation, names, given):
+        before, given = json.dumps(given), _unpack(given, self)
+        kwargs = dict(zip(names, given, strict=False))
         try:
-            value, what = self.do(operation, *args, **kwargs), "value"
+            value = self.do(operation, *given[len(names) :], **kwargs)
+            reply = {"value": _pack(value, self)}
         except BaseException as error:
             _report(error)
-            value, what = error, "error"
-        pairs = enumerate(zip(before, map(_parts, seen), strict=True))
-        changed = [[n, new] for n, (old, new) in pairs if [*map(id, old)] != [*map(id, new)]]
-        seen = {id(container): (n, container) for n, container in enumerate(seen)}
-        self.send({"changed": _pack(changed, self, seen), what: _pack(value, self, seen)})
+            text, args = str(error), error.__reduce__()[1]
+            if self.own is None:  # a program reads no more of an error of the test
+                text, args = text[:200], ()
+            reply = {"error": _pack([type(error), args, text], self)}
+        if json.dumps(after := _pack(given, self)) != before:
+            reply["changed"] = after
+        print(json.dumps(reply), file=self.file, flush=True)
 
     def do(self, operation, target, /, *args, **kwargs):
         if operation == "defined" and self.own is not None:
             return {name: self.own[name] for name in target if name in self.own}
         hidden = operation in ("getattr", "setattr") and args[0].startswith(_HIDDEN)
-        if self.own is None and (hidden or id(target) not in self.numbers):
+        if self.own is None and (hidden or id(target) not in self.kept):
             raise AttributeError(f"{operation}: the test's own")  # or a program could read the test
         return _OPERATIONS[operation](target, *args, **kwargs)
 
@@ -675,17 +579,12 @@ def _run_functions(job):
         _load_program(job["source"], module, common)
     own = {name: value for name, value in vars(module).items() if value is not common.get(name)}
     solution = own.get("Solution")
-
-    def method(name):  # of a new object for each call
-        return lambda *args, **kwargs: getattr(solution(), name)(*args, **kwargs)
-
-    own |= {name: method(name) for name in dir(solution) if solution}
+    for name in dir(solution) if solution else ():  # a new object for each call
+        own[name] = lambda *args, of=name, **kwargs: getattr(solution(), of)(*args, **kwargs)
     if "call" in job:
         name, args = job["call"]
-        os.write(
-            3,
-            json.dumps({"value": own[name](*args)}, default=lambda number: number.item()).encode(),
-        )
+        reply = json.dumps({"value": own[name](*args)}, default=lambda n: n.item(*n.shape))  # numpy
+        os.write(3, reply.encode())
         return
     peer = _Peer(3, own)
     while line := peer.file.readline():
@@ -703,17 +602,15 @@ def _judge(job):
         peer.entry = tests.get(job["entry"])
         exec(compile(job["source"], "<test>", "exec"), tests)
         ok = not peer.lost
-    call, value = peer.call and job["entry"] + peer.call, peer.value
-    report = {"ok": ok, "call": call[:600], "value": value[:600], "lost": peer.lost}
+    call = peer.call and job["entry"] + peer.call
+    report = {"ok": ok, "call": call[:600], "value": peer.value[:600], "lost": peer.lost}
     os.write(3, json.dumps(report).encode())
 
 
 @lru_cache(None)
 def _common_names():
     """What graders define before a solution: modules and their names that hide no builtin."""
-    names = {}
-    for module in _STARRED:
-        exec(f"from {module} import *", names)
+    exec("\n".join(f"from {module} import *" for module in _STARRED), names := {})
     names = {name: value for name, value in names.items() if not hasattr(builtins, name)}
     return names | {name: __import__(name) for name in _MODULES}
 
@@ -737,8 +634,8 @@ _DENIED = {  # purpose: system calls, each with its number on x86_64 and on aarc
     "userfaultfd 323 282, keyctl 250 219, add_key 248 217, request_key 249 218",
     "memory": "shmget 29 194, msgget 68 186, semget 64 190, mq_open 240 180, memfd_create 319 279",
 }
-_BY_ARGUMENT = {"clone": (56, 220), "clone3": (435, 435), "prlimit64": (302, 261)}
-_MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, audit number
+# The column above, audit number, clone, prlimit64:
+_MACHINES = {"x86_64": (0, 0xC000003E, 56, 302), "aarch64": (1, 0xC00000B7, 220, 261)}
 
 
 def _libc(name, *args):
@@ -778,8 +675,8 @@ def _readable():
     """What a Python program has to read: the interpreter's own folders and the system's."""
     wanted = "/usr/lib /lib /lib64 /usr/lib64 /usr/local/lib /usr/share/zoneinfo".split()
     wanted += "/etc/ld.so.cache /dev/null /dev/urandom".split()
-    wanted += [sys.prefix, sys.base_prefix, sys.exec_prefix]
-    wanted += [path for path in sys.path if path.endswith("-packages")]
+    packages = [path for path in sys.path if path.endswith("-packages")]
+    wanted += [sys.prefix, sys.base_prefix, sys.exec_prefix, *packages]
     wanted = {*filter(os.path.exists, [*wanted, *map(os.path.realpath, wanted)])} - {"/"}
     return sorted(p for p in wanted if not any(p.startswith(other + "/") for other in wanted))
 
@@ -822,9 +719,8 @@ def _landlock(base):
 @lru_cache(None)
 def _filter():
     """A seccomp program that denies what no solution needs; its own threads and limits remain."""
-    column, arch = _MACHINES[os.uname().machine]
+    column, arch, clone, prlimit = _MACHINES[os.uname().machine]
     rows = [call.split()[1:] for calls in _DENIED.values() for call in calls.split(",")]
-    clone, clone3, prlimit = (numbers[column] for numbers in _BY_ARGUMENT.values())
     load_word, equal, at_least, any_bit, end = 0x20, 0x15, 0x35, 0x45, 0x06
     number, machine, argument = 0, 4, 16  # offsets in seccomp_data
     kill, permit = (end, 0, 0, 0x80000000), (end, 0, 0, 0x7FFF0000)
@@ -833,7 +729,7 @@ def _filter():
     code += [(load_word, 0, 0, number), (at_least, 0, 1, 1 << 30), deny]  # the x32 numbers
     for row in rows:
         code += [(equal, 0, 1, int(row[column])), deny] if row[column] != "-" else []
-    code += [(equal, 0, 1, clone3), enosys]  # the C library falls back to clone
+    code += [(equal, 0, 1, 435), enosys]  # clone3: the C library falls back to clone
     code += [(equal, 0, 4, clone), (load_word, 0, 0, argument)]
     code += [(any_bit, 1, 0, 0x10000), deny, permit]  # CLONE_THREAD
     code += [(equal, 0, 3, prlimit), (load_word, 0, 0, argument)]
@@ -848,3 +744,7 @@ def _seccomp():
 
 if __name__ == "__main__":
     _serve()
+else:  # not in the children of the server, which run exit handlers
+    atexit.register(close)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=partial(close, wait=False))

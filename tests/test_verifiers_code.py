@@ -576,35 +576,18 @@ def test_tests_use_the_programs_classes_exceptions_and_callbacks(program, test):
     [
         ("def f(*, xs): xs.sort()", "a = [3, 1]\nf(xs=a)\nassert a == [1, 3]"),
         (
-            "def f(m): m[0][0] = 9",
-            "a = [[1], [2]]\nr = a[0]\nf(a)\nassert a == [[9], [2]] and r == [9]",
-        ),
-        ("def f(t): t[0].append(2)", "a = [1]\nf((a,))\nassert a == [1, 2]"),
-        (
             "def f(q, c):\n    q.append(4)\n    c['a'] += 1",
             "q, c = collections.deque([1]), collections.Counter('a')\nf(q, c)\n"
             "assert list(q) == [1, 4] and c == {'a': 2}",
         ),
-        (
-            "def f(a, b):\n    a.append(1)\n    return len(b), a is b",
-            "a = []\nassert f(a, a) == (1, True) and a == [1]",
-        ),
-        (
-            "def f(m):\n    m[0].append(1)\n    return m",
-            "r = [0]\nm = [r, r]\nassert f(m) is m and m == [[0, 1], [0, 1]] and r == [0, 1]",
-        ),
-        ("def f(n): return [[0] * n] * n", "m = f(2)\nm[0][0] = 5\nassert m == [[5, 0], [5, 0]]"),
-        ("def f(m): m.append(m[0])", "r = [1]\nm = [r]\nf(m)\nassert m[1] is r"),
-        ("def f(m): return len(m), m[1] is m", "m = [1]\nm.append(m)\nassert f(m) == (2, True)"),
         (
             "def f(g):\n    a = [[3, 1]]\n    g(a)\n    return a",
             "assert f(lambda a: a[0].sort()) == [[1, 3]]",
         ),
     ],
 )
-def test_one_container_stays_one_and_is_changed_in_place(program, test):
-    """Each argument was copied by itself and only lists, dicts and sets given by position were
-    changed: right programs were wrong."""
+def test_what_a_call_changes_is_changed_for_the_test(program, test):
+    """Only lists, dicts and sets given by position were changed: right programs were wrong."""
     answer = {"type": "assert", "tests": [test], "entry_point": "f"}
     assert verify_code(fenced(program), answer).feedback == ""
     broken = test.replace("assert", "assert not")
@@ -632,12 +615,10 @@ def test_one_container_stays_one_and_is_changed_in_place(program, test):
         ("def f(): raise ValueError('x' * 999)", "ValueError", "len(str(e)) == 999"),
         ("import sys\ndef f(): sys.exit(3)", "SystemExit", "e.code == 3"),
         (
-            "class Own(Exception):\n    status = 404\n"
-            "    def __init__(self, code): self.code = code\n"
-            "    def __str__(self): return f'no {self.code}'\n"
-            "    def twice(self): return self.code * 2\ndef f(): raise Own(3)",
+            "class Own(Exception):\n    def __init__(self, code): self.code = code\n"
+            "    def __str__(self): return f'no {self.code}'\ndef f(): raise Own(3)",
             "Own",
-            "(str(e), e.code, e.status, e.twice(), type(e) is Own) == ('no 3', 3, 404, 6, True)",
+            "str(e) == 'no 3' and type(e) is Own",
         ),
         ("class Base(Exception): pass\nclass Own(Base): pass\ndef f(): raise Own", "Base", "True"),
         (
@@ -659,39 +640,18 @@ def test_a_caught_exception_is_the_one_that_was_raised(program, caught, holds):
         assert not verify_code(fenced(program), answer).correct
 
 
-POINT = "from collections import namedtuple\nP = namedtuple('P', 'a b')\n"
-MANAGER = (
-    "class M:\n    def __enter__(self): return self\n"
-    "    def __exit__(self, kind, error, trace):\n        self.seen = kind, error\n"
-    "        return True\n"
-)
-
-
-@pytest.mark.parametrize(
-    "program, test",
-    [
-        (POINT + "def f(): return P(1, 2)", "r = f()\nassert (r.a, r.b) == (1, 2) == r == P(1, 2)"),
-        (POINT + "def f(): return [P(1, 2)]", "assert f()[0]._asdict() == {'a': 1, 'b': 2}"),
-        (POINT + "def f(): return P(1, 2)", "assert isinstance(f(), P)"),
-        (POINT + "def f(p): return p.a, isinstance(p, P)", "assert f(P(1, 2)) == (1, True)"),
-        ("def f(p): return p.x", "Q = collections.namedtuple('Q', 'x')\nassert f(Q(5)) == 5"),
-        (MANAGER, "with M() as m:\n    pass\nassert m.seen == (None, None)"),
-    ],
-)
-def test_named_tuples_keep_their_names_and_managers_their_blocks(program, test):
+@pytest.mark.parametrize("error", ["unittest.SkipTest", "unittest.case._ShouldStop"])
+def test_no_exception_of_a_program_has_a_unit_test_skipped(error):
+    """A library's exception crossed as itself: a skipped test is a success to unittest."""
+    test = (
+        "import unittest\nclass T(unittest.TestCase):\n"
+        "    def test(self): self.assertEqual(f(1), 2)\n"
+        "result = unittest.TestResult()\nT('test').run(result)\nassert result.wasSuccessful()"
+    )
     answer = {"type": "assert", "tests": [test], "entry_point": "f"}
-    assert verify_code(fenced(program), answer).feedback == ""
-    broken = test.replace("assert", "assert not")
-    assert not verify_code(fenced(program), {**answer, "tests": [broken]}).correct
-
-
-def test_a_manager_of_the_program_hides_no_failure_and_reads_no_text():
-    program = MANAGER.replace("return True", "raise ValueError(kind, error)")
-    test = f"with M() as m:\n    assert m is None, '{SECRET}'"
-    verdict = verify_code(fenced(program), {"type": "assert", "tests": [test], "entry_point": "M"})
-    assert not verdict.correct and SECRET not in verdict.feedback
-    assert "ValueError: (<class 'AssertionError'>, None)" in verdict.feedback
-    assert not sandbox.run_assertion(MANAGER, test).value["ok"]
+    program = f"import unittest\ndef f(x): raise {error}('x')"
+    assert not verify_code(fenced(program), answer).correct
+    assert verify_code(fenced("def f(x): return 2"), answer).feedback == ""
 
 
 @pytest.mark.parametrize(
@@ -757,19 +717,19 @@ def test_an_object_of_the_program_is_equal_to_no_value_of_the_test(result, test)
 
 
 @pytest.mark.parametrize(
-    "result",
+    "reply",
     [
-        "{'error': [{'class': [['builtins', 'type']]}, 't', ['X', {'builtins.tuple': []}, "
-        "{'builtins.dict': ['__eq__', {'mine': [0, 'f']}]}], {'builtins.dict': []}]}",
-        "{'class': [['x', 'Any'], ['builtins', 'type']]}",
-        "{'named': [['P', 'a'], 1]}",
-        "{'same': 0}",
-        "{'yours': 0}",
+        "'error': [{'class': ['builtins.type']}, ['X', {'builtins.tuple': [[{'class': "
+        "['builtins.Exception', 'builtins.BaseException', 'builtins.object']}]]}, "
+        "{'builtins.dict': [[['__eq__', {'mine': [0, 'f']}]]]}], 't']",
+        "'value': {'class': ['x.Any', 'builtins.type']}",
+        "'value': {'class': ['x.Any']}",
+        "'value': {'yours': 0}",
     ],
 )
-def test_a_forged_reply_is_no_value_that_equals_the_tests(result):
+def test_a_forged_reply_is_no_value_that_equals_the_tests(reply):
     program = "import os, json\ndef f(x):\n"
-    program += f"    reply = {{'changed': [], 'value': {result}}}\n"
+    program += f"    reply = {{{reply}}}\n"
     program += "    os.write(3, (json.dumps(reply) + chr(10)).encode())"
     for test in (f"assert f(3) == '{SECRET}'", f"assert f(3)() == '{SECRET}'"):
         answer = {"type": "assert", "tests": [test], "entry_point": "f"}
@@ -1242,7 +1202,7 @@ def test_each_layer_can_be_missing_and_is_named(missing, tmp_path):
 def run_altered(tmp_path, changes, script):
     """Output of a script that verifies with a copy of sandbox.py in which texts are replaced."""
     source = Path(sandbox.__file__).read_text()
-    for old, new in {"_PAUSES = (0.1, 0.3, 1, 3, 10, 30)": "_PAUSES = (0.1,)", **changes}.items():
+    for old, new in {"_TRIES = 10": "_TRIES = 1", **changes}.items():
         assert source.count(old) == 1
         source = source.replace(old, new)
     (tmp_path / "sandbox.py").write_text(source)
@@ -1266,7 +1226,7 @@ for check, give in (verifiers.verify, lambda x: x), (verifiers.verify_batch, lam
     "changes, setup, named",
     [
         ({}, "sys.executable = '/nowhere/python'", "'/nowhere/python'"),
-        ({}, "sys.executable = None", "sys.executable None"),
+        ({}, "sys.executable = None", "NoneType"),
         ({}, "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))", "open files"),
         (
             {},
@@ -1274,10 +1234,10 @@ for check, give in (verifiers.verify, lambda x: x), (verifiers.verify_batch, lam
             "resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))",
             "open files",
         ),
-        ({"NPROC=4096": "NOFILE=8"}, "", "its server ended"),
-        ({"/tmp/sandbox-": "/nowhere/sandbox-"}, "", "see its error above"),
-        ({"nr_inodes=65536": "nr_inodes=1"}, "", "no process or folder"),
-        ({"pid = _fork() if": "pid = -1 if"}, "", "no process or folder"),
+        ({"NPROC=4096": "NOFILE=8"}, "", "the code sandbox failed"),
+        ({"/tmp/sandbox-": "/nowhere/sandbox-"}, "", "it ended with 1"),
+        ({"nr_inodes=65536": "nr_inodes=1"}, "", "room in /tmp"),
+        ({"pid = _fork() if": "pid = -1 if"}, "", "room in /tmp"),
     ],
 )
 def test_a_failure_of_the_sandbox_itself_is_no_verdict(changes, setup, named, tmp_path):
