@@ -7,9 +7,8 @@
     caller --asks--> fork server --fork--> sandbox: the program; sees no test, no expected output
                                  \\--fork--> judge: assertion tests only; trusted, calls the sandbox
 
-The fork server is this file, run by a clean interpreter: it has none of the caller's memory, locks
-or descriptors, and never reads a program. It enters namespaces and drops its powers once, so that a
-sandbox costs a fork, not a start. describe_isolation() names the layers that hold and that miss.
+The fork server is this file, run by a clean interpreter; it never reads a program. It enters
+namespaces and drops its powers once. describe_isolation() names the layers that hold and that miss.
 
 Covered:
 - files: a new root with the interpreter and system libraries, read-only, and one scratch folder of
@@ -17,8 +16,9 @@ Covered:
 - network, shared memory, message queues (namespaces, seccomp); environment variables (empty)
 - other processes: none can be seen, signalled, traced or started (PID namespace, seccomp)
 - memory, CPU time, waiting, output, open files, threads: limited; what remains is killed
-- the tests: expected outputs stay in the caller; the judge sends copies of plain arguments and
-  holds references to the program's objects, none of which is equal to a value of the test
+- the tests: expected outputs stay in the caller; the judge copies plain arguments, and none of the
+  program's objects is equal to a value of the test. For the program it uses only what it has
+  passed, by no attribute that leads to the test's text
 - a program that crashes, exits, forges its replies or kills its server: its verdict only
 
 Not covered:
@@ -58,6 +58,8 @@ _LINUX = sys.platform == "linux"
 _STARRED = """typing string re datetime collections heapq bisect copy math random statistics
 itertools functools operator io sys json""".split()  # LiveCodeBench and LeetCode define their names
 _MODULES = _STARRED + ["os", "decimal", "fractions", "time"]
+_TRIES = 10  # in 17 seconds, while other programs hold what a run needs
+_ADVICE = "No program was judged. Needed: sys.executable, ulimit -n and -u, room in /tmp."
 _server, _lock = None, allocate_lock()
 
 
@@ -74,24 +76,25 @@ class Outcome(NamedTuple):
 
 
 def run_script(source: str, stdin: str, **limits: float) -> Outcome:
-    """Run a whole program on `stdin`. RuntimeError where no sandbox can start."""
+    """Run a whole program on `stdin`. RuntimeError, here and below: the sandbox itself failed."""
     job = {"source": source, "stdin": stdin.encode("utf-8", "surrogatepass")}
     return Outcome(*_execute([job], **limits)[:3])
 
 
 def run_function(source: str, name: str, args: list, **limits: float) -> Outcome:
     """Call a function of the program, or a method of its class Solution, with JSON values; `value`
-    is its result, where that is made of JSON values and tuples."""
+    is its result as JSON: a list for a tuple, texts as keys."""
     problem, out, err, reply = _execute([{"source": source, "call": [name, args]}], **limits)
     try:  # the reply is written by the program: any nonsense is possible
-        return Outcome(problem, out, err, _unpack(json.loads(reply)["value"]))
+        return Outcome(problem, out, err, json.loads(reply)["value"])
     except (ValueError, LookupError, TypeError, RecursionError):
         return Outcome(problem or "the function returned nothing that can be read.", out, err)
 
 
 def run_assertion(source: str, test: str, *, entry: str = "", **limits: float) -> Outcome:
     """Run Python tests against the program's functions and classes. `value`: {"ok": did they hold,
-    "call" and "value": the last call of the function `entry` and its result}."""
+    "call" and "value": the last call of the function `entry` and its result}. No test can use the
+    identity of plain values and of what they hold, fields of named tuples, `with`, type()."""
     jobs = [{"source": test, "entry": entry}, {"source": source}]
     problem, out, err, reply = _execute(jobs, **limits)
     report = {"ok": False, "call": "", "value": "", **json.loads(reply or b"{}")}
@@ -101,28 +104,29 @@ def run_assertion(source: str, test: str, *, entry: str = "", **limits: float) -
 
 def describe_isolation() -> str:
     """One line for the log: the layers of isolation that hold here, and those that are missing."""
-    if not hasattr(os, "fork"):
-        return "code verification is not available here: it needs os.fork"
-    return _connect().layers
+    return _connect().layers if hasattr(os, "fork") else "not available here: it needs os.fork"
 
 
-def _execute(jobs, *, time_limit=2.0, memory_mb=1024, again=True):
-    """Run the program's job, after its judge's if there is one: (problem, output, errors, reply).
-    Where the server is killed meanwhile, once more under a new one."""
-    reply, limits = _memory_file(), (time_limit, memory_mb << 20)
-    channel = socket.socketpair() if jobs[1:] else ()
-    given = [(reply, *channel[:1]), channel[1:]]
+def _execute(jobs, *, time_limit=2.0, memory_mb=1024, tried=0):
+    """Run the program's job, after its judge's if any: (problem, output, errors, reply)."""
+    limits, server = (time_limit, memory_mb << 20), _connect()
     try:
-        runs = [_Run(job, limits, files) for job, files in zip(jobs, given, strict=False)]
+        reply = _memory_file()
+        channel = socket.socketpair() if jobs[1:] else ()
+        given = [(reply, *channel[:1]), channel[1:]]
+        runs = [_Run(server, *each, limits) for each in zip(jobs, given, strict=False)]
         for end in channel:
             end.close()
         problem = _wait(runs[0].status, time_limit)
         code, cpu, out, err = [run.end() for run in runs][-1]
-    except (OSError, EOFError):  # the server or its child is gone
-        time.sleep(0.1)  # until the system has cleared it away
-        if again:
-            return _execute(jobs, time_limit=time_limit, memory_mb=memory_mb, again=False)
-        return "the sandbox was killed from outside.", "", "", b""
+    except (OSError, EOFError) as error:
+        time.sleep(min(0.1 + tried, 2))  # until the system has cleared a dead server away
+        ended = server.process.poll()  # 1: by an error of its own
+        if tried and ended not in (None, 1):
+            return "the sandbox was killed from outside.", "", "", b""
+        if ended == 1 or tried + 1 == _TRIES:
+            raise RuntimeError(f"the code sandbox failed: {error!r}. {_ADVICE}") from error
+        return _execute(jobs, time_limit=time_limit, memory_mb=memory_mb, tried=tried + 1)
     reply = os.pread(reply.fileno(), MAX_OUTPUT + 1, 0)
     judged = jobs[1:] and b'"lost": true' not in reply  # then the program's end was our doing
     if max(len(out), len(err), len(reply)) > MAX_OUTPUT:
@@ -140,13 +144,13 @@ def _execute(jobs, *, time_limit=2.0, memory_mb=1024, again=True):
 class _Run:
     """A process that the server forks, with `given` as descriptors 3 and, for the judge, 4."""
 
-    def __init__(self, job, limits, given):
+    def __init__(self, server, job, given, limits):
         self.out, self.err = _memory_file(), _memory_file()
         self.status, far = socket.socketpair()
         stdin, job = _memory_file(job.get("stdin", b"")), _memory_file(marshal.dumps((job, limits)))
         with far, stdin, job:
             files = far, job, stdin, self.out, self.err, *given
-            socket.send_fds(_connect().socket, [b"r"], [file.fileno() for file in files])
+            socket.send_fds(server.socket, [b"r"], [file.fileno() for file in files])
 
     def end(self):
         """Have the server kill what still runs: (status, CPU seconds, output, errors)."""
@@ -201,23 +205,26 @@ def _connect():
     its socket, not by PR_SET_PDEATHSIG, which fires when the *thread* that started it ends."""
     global _server
     if not hasattr(os, "fork"):
-        raise RuntimeError(describe_isolation())
+        raise RuntimeError(f"code verification is {describe_isolation()}")
     with _lock:
         if _server and _server.process.poll() is None:
             return _server
         import subprocess
 
-        near, far = socket.socketpair()
-        kept = {name: os.environ.get(name) for name in ("LD_LIBRARY_PATH", "PYTHONHOME")}
-        env = {name: value for name, value in kept.items() if value} | {"PYTHONHASHSEED": "0"}
+        kept = {"LD_LIBRARY_PATH", "PYTHONHOME"} & os.environ.keys()
+        env = {name: os.environ[name] for name in kept} | {"PYTHONHASHSEED": "0"}
         command = [sys.executable, "-BPs", "-Xutf8", os.path.abspath(__file__)]
         quiet = {"stdout": subprocess.DEVNULL, "start_new_session": True, "cwd": "/"}
-        with far:
-            process = subprocess.Popen(command, stdin=far, env=env, **quiet)
-        near.settimeout(60)
-        if not (hello := near.recv(4096)):
-            raise RuntimeError(f"the code sandbox did not start: it ended with {process.wait()}")
-        _server = types.SimpleNamespace(socket=near, process=process, layers=hello.decode())
+        try:
+            near, far = socket.socketpair()
+            with far:
+                process = subprocess.Popen(command, stdin=far, env=env, **quiet)
+            near.settimeout(60)
+            if not (layers := near.recv(4096).decode()):
+                raise ChildProcessError(f"it ended with {process.wait()}")
+        except (OSError, TypeError) as error:
+            raise RuntimeError(f"the code sandbox did not start: {error}. {_ADVICE}") from error
+        _server = types.SimpleNamespace(socket=near, process=process, layers=layers)
         return _server
 
 
@@ -231,89 +238,74 @@ def close(*, wait: bool = True) -> None:
     _server, _lock = None, allocate_lock()
 
 
-if __name__ != "__main__":  # not in the children of the server, which run exit handlers
-    atexit.register(close)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=partial(close, wait=False))
+# Values between judge and program: JSON that keeps the type. What is derived comes as its series.
+_SERIES = [f"builtins.{n}" for n in "dict list set bytearray tuple frozenset bytes".split()]
+_BY_PARTS = """builtins.range collections.Counter decimal.Decimal fractions.Fraction datetime.date
+datetime.time datetime.datetime datetime.timedelta""".split()
+_PARTS = dict.fromkeys(_SERIES, lambda series: [list(series)])  # type: what makes it again
+_PARTS |= dict.fromkeys(_BY_PARTS, lambda value: value.__reduce__()[1])
+_PARTS["builtins.complex"] = complex.__getnewargs__
+_PARTS["builtins.dict"] = lambda mapping: [[[*pair] for pair in mapping.items()]]
+_PARTS["collections.deque"] = lambda queue: [list(queue), queue.maxlen]
+_PARTS["numpy.ndarray"] = lambda array: [array.tolist(), str(array.dtype)]
+_SHARED = (*_MODULES, "builtins", "solution")  # no unittest: its SkipTest would pass
 
 
-# Values between processes: JSON that keeps the exact type.
-_PLAIN = ("builtins.dict", "builtins.tuple")  # all that the caller trusts
-_LISTS = ("tuple", "set", "frozenset", "bytes", "bytearray")
-_PARTS = {  # type: what makes it again, by a function or as names of its attributes
-    **{f"builtins.{name}": list for name in _LISTS},
-    "builtins.dict": lambda mapping: [list(pair) for pair in mapping.items()],
-    "builtins.complex": str,
-    "builtins.range": "start stop step",
-    "collections.deque": list,
-    "collections.Counter": dict,
-    "datetime.date": "year month day",
-    "datetime.time": "hour minute second microsecond",
-    "datetime.datetime": "year month day hour minute second microsecond",
-    "datetime.timedelta": "days seconds microseconds",
-    "decimal.Decimal": str,
-    "fractions.Fraction": "numerator denominator",
-}
+@lru_cache(None)
+def _kind(kind):
+    names = [f"{base.__module__}.{base.__name__}" for base in kind.__mro__]
+    series = [name for name in names if name in _SERIES]
+    return series[0] if series and names[0] not in _PARTS else names[0]
 
 
-def _pack(value, peer=None):
-    """JSON values as they are, others as {type: parts}, to a peer also references to objects."""
+def _pack(value, peer):
+    """JSON values as they are, others as {type: parts}, objects as references to them."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, list):
+    kind = _kind(type(value))
+    if kind == "builtins.list":
         return [_pack(item, peer) for item in value]
     if type(value) is _Reference:
         return {"yours": value._number}
-    kind = f"{type(value).__module__}.{type(value).__name__}"
-    if kind not in _PARTS:  # a namedtuple is sent as a tuple
-        plain = [name for name in ("dict", *_LISTS) if isinstance(value, getattr(builtins, name))]
-        kind = f"builtins.{plain[0]}" if plain else kind
-    if kind in (_PARTS if peer else _PLAIN) and not getattr(value, "tzinfo", None):
-        parts = _PARTS[kind]
-        named = isinstance(parts, str)
-        parts = [getattr(value, name) for name in parts.split()] if named else [parts(value)]
-        return {kind: _pack(parts, peer)}
     if getattr(value, "shape", None) == ():  # a number of numpy's
         return _pack(value.item(), peer)
-    if not peer:
-        raise TypeError(f"an object of type {type(value).__name__} is not plain data")
-    if kind == "numpy.ndarray":
-        return {kind: [str(value.dtype), _pack(value.tolist(), peer)]}
+    if kind in _PARTS and not getattr(value, "tzinfo", None):
+        return {kind: _pack([*_PARTS[kind](value)], peer)}
     if isinstance(value, types.ModuleType):
         return {"module": value.__name__}
-    names = [base.__name__ for base in value.__mro__] if isinstance(value, type) else [""]
-    if "BaseException" in names or getattr(builtins, names[0], None) is value:
-        return {"class": names}
-    number = peer.numbers.setdefault(id(value), len(peer.kept))
-    peer.kept[number:] = peer.kept[number:] or [value]
-    return {"mine": [number, type(value).__name__]}
+    builtin = type(value) is type and value.__module__ == "builtins"
+    if builtin or isinstance(value, type) and issubclass(value, BaseException):
+        return {"class": [f"{base.__module__}.{base.__name__}" for base in value.__mro__]}
+    peer.kept[id(value)] = value
+    return {"mine": [id(value), type(value).__name__]}
 
 
-def _unpack(data, peer=None):
+def _unpack(data, peer):
     """The value of what _pack wrote, trusting nothing."""
-    if type(data) is list:
-        return [_unpack(item, peer) for item in data]
-    if type(data) is not dict:
-        return data
-    ((kind, content),) = data.items()
-    if kind in (_PARTS if peer else _PLAIN):
+    if not isinstance(data, dict):
+        return [_unpack(item, peer) for item in data] if isinstance(data, list) else data
+    ((kind, parts),) = data.items()
+    if kind in _PARTS:
         module, _, name = kind.partition(".")
-        return getattr(__import__(module), name)(*_unpack(content, peer))
-    if not peer:  # `bytes` of a forged length would take the caller's memory
-        raise ValueError(f"unknown kind of value {kind!r}")
-    if kind == "numpy.ndarray":
-        return __import__("numpy").array(_unpack(content[1], peer), dtype=content[0])
+        make = getattr(__import__(module), name.replace("ndarray", "array"))
+        return make(*_unpack(parts, peer))
     if kind == "module":
-        return __import__(content) if content in (*_MODULES, "numpy") else None
-    if kind == "class":  # a builtin one, or one made here under its nearest builtin base
-        found = [getattr(builtins, str(name), None) for name in content]
-        base = next((each for each in found if isinstance(each, type)), RuntimeError)
-        made = type(str(content[0]), (base,), {})
-        return base if base is found[0] else peer.made.setdefault(content[0], made)
+        return __import__(parts) if parts in (*_MODULES, "numpy") else None
+    if kind == "class":
+        return _class(*parts)
     if kind == "yours":
-        return peer.kept[content]
-    number, name = content
-    return peer.references.setdefault(number, _Reference(peer, number, str(name)))
+        return peer.kept[parts]
+    return peer.references.setdefault(parts[0], _Reference(peer, *parts))
+
+
+@lru_cache(None)
+def _class(*names):
+    """A builtin class or a library's exception; for the program's, one like it of the same base."""
+    module, _, name = names[0].rpartition(".")
+    found = module.split(".")[0] in _SHARED and getattr(sys.modules.get(module), name, None)
+    if isinstance(found, type) and (module == "builtins" or issubclass(found, BaseException)):
+        return found
+    return type(name, (_class(*names[1:]),), {"__module__": module})
 
 
 # --- the fork server ---
@@ -326,8 +318,9 @@ def _isolate():
     os.mkdir(base, 0o700)
     if inner := os.fork():  # the first of the PID namespace: its end ends all
         os.close(0)  # or the caller would not see the end of the socket
-        os.waitpid(inner, 0)
-        os._exit(not _attempt(_remove_tree, folder))
+        code = os.waitpid(inner, 0)[1] >> 8
+        _attempt(_remove_tree, folder)
+        os._exit(code)
     _attempt(_libc, "prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
     mounted = _attempt(_libc, "unshare", 0x20000) and _attempt(_build_root, base)  # CLONE_NEWNS
     base = "/sandbox" if mounted else base
@@ -370,18 +363,14 @@ def _prepare():
     _common_names()
     os.open, builtins.open = _open, partial(open, opener=_open)
     sys.modules["io"].open = builtins.open
-    warm = "for line in ['1 2']:\n    print(sum(map(int, line.split())), flush=True)"
-    exec(compile(warm, "warm", "exec"), {})  # the first compile() costs 2 ms, and 160 pages
     gc.collect()
     gc.freeze()
 
 
-_STANDARD = {"/dev/stdin": 0, "/dev/fd/0": 0, "/dev/stdout": 1, "/dev/fd/1": 1, "/dev/stderr": 2}
-
-
 def _open(path, flags, mode=0o777, *, dir_fd=None, real=os.open):
     """os.open() that knows /dev/stdin and its like, which lead to /proc: there is none."""
-    fd = _STANDARD.get(str(path))
+    known = {"/dev/stdin": 0, "/dev/fd/0": 0, "/dev/stdout": 1, "/dev/fd/1": 1, "/dev/stderr": 2}
+    fd = known.get(str(path))
     return real(path, flags, mode, dir_fd=dir_fd) if fd is None else os.dup(fd)
 
 
@@ -404,13 +393,15 @@ def _serve():
             if not request:
                 os._exit(0)
             work = f"{base}/{os.urandom(16).hex()}"
-            if (pid := _fork()) == 0:
+            pid = _fork() if _attempt(os.mkdir, work, 0o700) else -1
+            if pid == 0:
                 _work(work, fds[1:])
-            for extra in fds[1:]:
+            for extra in fds[pid > 0 :]:  # all, where other programs hold what it needs
                 os.close(extra)
-            runs[fds[0]] = pid, work
-            for watched in [fds[0], os.pidfd_open(pid)] if pidfds else fds[:1]:
-                poll.register(watched, select.POLLIN)
+            if pid > 0:
+                runs[fds[0]] = pid, work
+                for watched in [fds[0], os.pidfd_open(pid)] if pidfds else fds[:1]:
+                    poll.register(watched, select.POLLIN)
         while runs and (ended := os.wait4(-1, os.WNOHANG))[0]:
             pid, code, usage = ended
             for status in [status for status, run in runs.items() if run[0] == pid]:
@@ -445,7 +436,6 @@ def _work(work, fds):
         for place, fd in enumerate(fds[1:]):  # input, output, errors, and what the job needs
             os.dup2(fd, place)
         os.closerange(len(fds) - 1, 1024)
-        os.mkdir(work, 0o700)
         os.chdir(work)
         _limit(CPU=math.ceil(cpu), AS=memory, NOFILE=64)
         _attempt(_libc, "prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)  # die with the server
@@ -453,8 +443,7 @@ def _work(work, fds):
         (_run_script if "stdin" in job else _judge if "entry" in job else _run_functions)(job)
         code = 0
     except SystemExit as stop:  # as the interpreter does
-        code = stop.code or 0
-        if not isinstance(code, int):
+        if not isinstance(code := stop.code or 0, int):
             print(code, file=sys.stderr)
             code = 1
     except BaseException as error:
@@ -494,6 +483,7 @@ _BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
 _TOLD = {*_BINARY, *"lt le gt ge contains".split()}  # would tell the program a value of the test
 _OTHERS = "eq neg getitem setitem delitem call".split()
 _BUILTIN = "len iter next str repr bool int float abs round hash getattr setattr isinstance".split()
+_HIDDEN = ("_", "gi_", "cr_", "ag_")  # attributes that lead from a function to the test's text
 _OPERATIONS = {name: getattr(builtins, name) for name in _BUILTIN}  # by the special method's name
 _OPERATIONS |= {n: getattr(operator, f"__{n}__") for n in [*_TOLD, *_OTHERS]}
 _OPERATIONS |= {f"r{n}": lambda a, b, do=_OPERATIONS[n]: do(b, a) for n in _BINARY}
@@ -523,51 +513,63 @@ for _name in set(_OPERATIONS) - {"isinstance", "eq"}:  # __call__, __getattr__, 
 
 
 class _Peer:
-    """One end of the channel between judge and program. Plain data is copied; other objects stay,
-    and the other end gets references. What a call has changed in its arguments is copied back."""
+    """One end of the channel between judge and program, which has names of its `own`."""
 
-    def __init__(self, fd, operations):
+    def __init__(self, fd, own=None):
         os.set_blocking(fd, True)
-        self.file, self.operations = socket.socket(fileno=fd).makefile("rw"), operations
-        self.kept, self.numbers, self.references, self.made = [], {}, {}, {}
+        self.file, self.own = socket.socket(fileno=fd).makefile("rw"), own
+        self.kept, self.references = {}, {}
         self.classes, self.entry, self.call, self.value, self.lost = (), None, "", "", False
-
-    def send(self, message):
-        self.lost = True  # until the next line comes
-        print(json.dumps(message), file=self.file, flush=True)
 
     def ask(self, operation, /, *args, **kwargs):
         """Have the other end do something, and do what it asks for meanwhile."""
         if watched := operation == "call" and args[0] is self.entry:
             shown = [*map(repr, args[1:]), *(f"{name}={kwargs[name]!r}" for name in kwargs)]
             self.call, self.value = f"({', '.join(shown)})", ""
-        self.send([operation, _pack(args, self), _pack(kwargs, self)])
+        given = [*kwargs.values(), *args]
+        outer, self.lost = self.lost, True  # until the reply comes
+        print(json.dumps([operation, [*kwargs], _pack(given, self)]), file=self.file, flush=True)
         while isinstance(reply := json.loads(self.file.readline()), list):
             self.answer(*reply)
-        self.lost = False
-        for old, new in zip(args, _unpack(reply.get("changed", []), self), strict=False):
-            if type(old) is type(new) and isinstance(old, (list, dict, set, bytearray)):
+        self.lost = outer
+        for old, new in zip(given, _unpack(reply.get("changed", []), self), strict=False):
+            if _kind(type(old)) in _PARTS and hasattr(old, "clear"):
                 old.clear()
                 (old.extend if hasattr(old, "extend") else old.update)(new)
         if "error" in reply:
-            raise _unpack(reply["error"], self)(reply["text"])
+            kind, args, text = _unpack(reply["error"], self)
+            error = issubclass(kind, BaseException) and kind(*args)
+            if str(error) != text:  # the program's class writes its own
+                error.args = (text,)
+            raise error
         value = _unpack(reply["value"], self)
         if watched:
             self.value = f"<{value._kind} object>" if type(value) is _Reference else repr(value)
         return value
 
-    def answer(self, operation, args, kwargs):
-        before = json.dumps(args)
-        values = _unpack(args, self)
+    def answer(self, operation, names, given):
+        before, given = json.dumps(given), _unpack(given, self)
+        kwargs = dict(zip(names, given, strict=False))
         try:
-            value = self.operations[operation](*values, **_unpack(kwargs, self))
+            value = self.do(operation, *given[len(names) :], **kwargs)
             reply = {"value": _pack(value, self)}
         except BaseException as error:
             _report(error)
-            reply = {"error": _pack(type(error), self), "text": str(error)[:200]}
-        if json.dumps(after := _pack(values, self)) != before:
+            text, args = str(error), error.__reduce__()[1]
+            if self.own is None:  # a program reads no more of an error of the test
+                text, args = text[:200], ()
+            reply = {"error": _pack([type(error), args, text], self)}
+        if json.dumps(after := _pack(given, self)) != before:
             reply["changed"] = after
-        self.send(reply)
+        print(json.dumps(reply), file=self.file, flush=True)
+
+    def do(self, operation, target, /, *args, **kwargs):
+        if operation == "defined" and self.own is not None:
+            return {name: self.own[name] for name in target if name in self.own}
+        hidden = operation in ("getattr", "setattr") and args[0].startswith(_HIDDEN)
+        if self.own is None and (hidden or id(target) not in self.kept):
+            raise AttributeError(f"{operation}: the test's own")  # or a program could read the test
+        return _OPERATIONS[operation](target, *args, **kwargs)
 
 
 def _run_functions(job):
@@ -577,24 +579,21 @@ def _run_functions(job):
         _load_program(job["source"], module, common)
     own = {name: value for name, value in vars(module).items() if value is not common.get(name)}
     solution = own.get("Solution")
-
-    def method(name):  # of a new object for each call
-        return lambda *args, **kwargs: getattr(solution(), name)(*args, **kwargs)
-
-    own |= {name: method(name) for name in dir(solution) if solution}
+    for name in dir(solution) if solution else ():  # a new object for each call
+        own[name] = lambda *args, of=name, **kwargs: getattr(solution(), of)(*args, **kwargs)
     if "call" in job:
         name, args = job["call"]
-        os.write(3, json.dumps({"value": _pack(own[name](*args))}).encode())
+        reply = json.dumps({"value": own[name](*args)}, default=lambda n: n.item(*n.shape))  # numpy
+        os.write(3, reply.encode())
         return
-    defined = {"defined": lambda names: {name: own[name] for name in names if name in own}}
-    peer = _Peer(3, _OPERATIONS | defined)
+    peer = _Peer(3, own)
     while line := peer.file.readline():
         peer.answer(*json.loads(line))
 
 
 def _judge(job):
     """Run an assertion test; the names that it does not define are the program's."""
-    tests, peer, ok = dict(_common_names()), _Peer(4, _OPERATIONS), False
+    tests, peer, ok = dict(_common_names()), _Peer(4), False
     with suppress(BaseException):  # its text may hold the expected value
         names = {node.id for node in ast.walk(ast.parse(job["source"])) if hasattr(node, "id")}
         wanted = [name for name in names if name == job["entry"] or not hasattr(builtins, name)]
@@ -603,17 +602,15 @@ def _judge(job):
         peer.entry = tests.get(job["entry"])
         exec(compile(job["source"], "<test>", "exec"), tests)
         ok = not peer.lost
-    call, value = peer.call and job["entry"] + peer.call, peer.value
-    report = {"ok": ok, "call": call[:600], "value": value[:600], "lost": peer.lost}
+    call = peer.call and job["entry"] + peer.call
+    report = {"ok": ok, "call": call[:600], "value": peer.value[:600], "lost": peer.lost}
     os.write(3, json.dumps(report).encode())
 
 
 @lru_cache(None)
 def _common_names():
     """What graders define before a solution: modules and their names that hide no builtin."""
-    names = {}
-    for module in _STARRED:
-        exec(f"from {module} import *", names)
+    exec("\n".join(f"from {module} import *" for module in _STARRED), names := {})
     names = {name: value for name, value in names.items() if not hasattr(builtins, name)}
     return names | {name: __import__(name) for name in _MODULES}
 
@@ -637,8 +634,8 @@ _DENIED = {  # purpose: system calls, each with its number on x86_64 and on aarc
     "userfaultfd 323 282, keyctl 250 219, add_key 248 217, request_key 249 218",
     "memory": "shmget 29 194, msgget 68 186, semget 64 190, mq_open 240 180, memfd_create 319 279",
 }
-_BY_ARGUMENT = {"clone": (56, 220), "clone3": (435, 435), "prlimit64": (302, 261)}
-_MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, audit number
+# The column above, audit number, clone, prlimit64:
+_MACHINES = {"x86_64": (0, 0xC000003E, 56, 302), "aarch64": (1, 0xC00000B7, 220, 261)}
 
 
 def _libc(name, *args):
@@ -654,7 +651,7 @@ def _attempt(function, *args):
     try:
         function(*args)
         return True
-    except (OSError, AttributeError, KeyError, ValueError):
+    except (OSError, AttributeError, KeyError, ValueError, TypeError):
         return False
 
 
@@ -678,8 +675,8 @@ def _readable():
     """What a Python program has to read: the interpreter's own folders and the system's."""
     wanted = "/usr/lib /lib /lib64 /usr/lib64 /usr/local/lib /usr/share/zoneinfo".split()
     wanted += "/etc/ld.so.cache /dev/null /dev/urandom".split()
-    wanted += [sys.prefix, sys.base_prefix, sys.exec_prefix]
-    wanted += [path for path in sys.path if path.endswith("-packages")]
+    packages = [path for path in sys.path if path.endswith("-packages")]
+    wanted += [sys.prefix, sys.base_prefix, sys.exec_prefix, *packages]
     wanted = {*filter(os.path.exists, [*wanted, *map(os.path.realpath, wanted)])} - {"/"}
     return sorted(p for p in wanted if not any(p.startswith(other + "/") for other in wanted))
 
@@ -722,9 +719,8 @@ def _landlock(base):
 @lru_cache(None)
 def _filter():
     """A seccomp program that denies what no solution needs; its own threads and limits remain."""
-    column, arch = _MACHINES[os.uname().machine]
+    column, arch, clone, prlimit = _MACHINES[os.uname().machine]
     rows = [call.split()[1:] for calls in _DENIED.values() for call in calls.split(",")]
-    clone, clone3, prlimit = (numbers[column] for numbers in _BY_ARGUMENT.values())
     load_word, equal, at_least, any_bit, end = 0x20, 0x15, 0x35, 0x45, 0x06
     number, machine, argument = 0, 4, 16  # offsets in seccomp_data
     kill, permit = (end, 0, 0, 0x80000000), (end, 0, 0, 0x7FFF0000)
@@ -733,7 +729,7 @@ def _filter():
     code += [(load_word, 0, 0, number), (at_least, 0, 1, 1 << 30), deny]  # the x32 numbers
     for row in rows:
         code += [(equal, 0, 1, int(row[column])), deny] if row[column] != "-" else []
-    code += [(equal, 0, 1, clone3), enosys]  # the C library falls back to clone
+    code += [(equal, 0, 1, 435), enosys]  # clone3: the C library falls back to clone
     code += [(equal, 0, 4, clone), (load_word, 0, 0, argument)]
     code += [(any_bit, 1, 0, 0x10000), deny, permit]  # CLONE_THREAD
     code += [(equal, 0, 3, prlimit), (load_word, 0, 0, argument)]
@@ -748,3 +744,7 @@ def _seccomp():
 
 if __name__ == "__main__":
     _serve()
+else:  # not in the children of the server, which run exit handlers
+    atexit.register(close)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=partial(close, wait=False))

@@ -572,6 +572,121 @@ def test_tests_use_the_programs_classes_exceptions_and_callbacks(program, test):
 
 
 @pytest.mark.parametrize(
+    "program, test",
+    [
+        ("def f(*, xs): xs.sort()", "a = [3, 1]\nf(xs=a)\nassert a == [1, 3]"),
+        (
+            "def f(q, c):\n    q.append(4)\n    c['a'] += 1",
+            "q, c = collections.deque([1]), collections.Counter('a')\nf(q, c)\n"
+            "assert list(q) == [1, 4] and c == {'a': 2}",
+        ),
+        (
+            "def f(g):\n    a = [[3, 1]]\n    g(a)\n    return a",
+            "assert f(lambda a: a[0].sort()) == [[1, 3]]",
+        ),
+    ],
+)
+def test_what_a_call_changes_is_changed_for_the_test(program, test):
+    """Only lists, dicts and sets given by position were changed: right programs were wrong."""
+    answer = {"type": "assert", "tests": [test], "entry_point": "f"}
+    assert verify_code(fenced(program), answer).feedback == ""
+    broken = test.replace("assert", "assert not")
+    assert not verify_code(fenced(program), {**answer, "tests": [broken]}).correct
+
+
+@pytest.mark.parametrize(
+    "program, caught, holds",
+    [
+        (
+            "import json\ndef f(): json.loads('{')",
+            "json.JSONDecodeError",
+            "e.pos == 1 and e.doc == '{'",
+        ),
+        (
+            "def f(): b'\\xff'.decode()",
+            "UnicodeDecodeError",
+            "e.start == 0 and e.encoding == 'utf-8'",
+        ),
+        ("import decimal\ndef f(): decimal.Decimal('x')", "decimal.InvalidOperation", "True"),
+        ("def f(): open('x')", "FileNotFoundError", "e.errno == 2 and e.filename == 'x'"),
+        ("def f(): return {}['k']", "KeyError", "str(e) == \"'k'\" and e.args == ('k',)"),
+        ("def f(): raise ValueError('a', 3)", "ValueError", "e.args == ('a', 3) == eval(str(e))"),
+        ("def f(): raise ValueError", "ValueError", "e.args == () and str(e) == ''"),
+        ("def f(): raise ValueError('x' * 999)", "ValueError", "len(str(e)) == 999"),
+        ("import sys\ndef f(): sys.exit(3)", "SystemExit", "e.code == 3"),
+        (
+            "class Own(Exception):\n    def __init__(self, code): self.code = code\n"
+            "    def __str__(self): return f'no {self.code}'\ndef f(): raise Own(3)",
+            "Own",
+            "str(e) == 'no 3' and type(e) is Own",
+        ),
+        ("class Base(Exception): pass\nclass Own(Base): pass\ndef f(): raise Own", "Base", "True"),
+        (
+            "class Own(Exception): pass\n"
+            "def g(h):\n    try: h()\n    except Own as e: return str(e)\n"
+            "def f(): raise Own('a')",
+            "Own",
+            "str(Own('b')) == 'b' and g(lambda: (_ for _ in ()).throw(Own('c'))) == 'c'",
+        ),
+    ],
+)
+def test_a_caught_exception_is_the_one_that_was_raised(program, caught, holds):
+    """It came as a builtin class with 200 characters of its text."""
+    test = "import decimal\ntry:\n    f()\nexcept {} as e:\n    assert {}\nelse:\n    assert False"
+    answer = {"type": "assert", "tests": [test.format(caught, holds)], "entry_point": "f"}
+    assert verify_code(fenced(program), answer).feedback == ""
+    for wrong in (caught, f"not ({holds})"), ("ImportError", holds):
+        answer = {**answer, "tests": [test.format(*wrong)]}
+        assert not verify_code(fenced(program), answer).correct
+
+
+@pytest.mark.parametrize("error", ["unittest.SkipTest", "unittest.case._ShouldStop"])
+def test_no_exception_of_a_program_has_a_unit_test_skipped(error):
+    """A library's exception crossed as itself: a skipped test is a success to unittest."""
+    test = (
+        "import unittest\nclass T(unittest.TestCase):\n"
+        "    def test(self): self.assertEqual(f(1), 2)\n"
+        "result = unittest.TestResult()\nT('test').run(result)\nassert result.wasSuccessful()"
+    )
+    answer = {"type": "assert", "tests": [test], "entry_point": "f"}
+    program = f"import unittest\ndef f(x): raise {error}('x')"
+    assert not verify_code(fenced(program), answer).correct
+    assert verify_code(fenced("def f(x): return 2"), answer).feedback == ""
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        # the frames of the judge, by its module sys
+        "frame = sys._getframe()\nwhile 'self' not in frame.f_locals: frame = frame.f_back\n"
+        "ask = frame.f_locals['self'].ask\nframe = ask('call', ask('getattr', sys, '_getframe'))\n"
+        "found = ''\nwhile frame is not None:\n    code = ask('getattr', frame, 'f_code')\n"
+        "    found += str(ask('getattr', code, 'co_consts'))\n"
+        "    frame = ask('getattr', frame, 'f_back')",
+        "found = str(given.gi_frame.f_globals)",
+        "found = str(given.gi_code.co_consts)",
+        "found = str(key.__globals__)",
+        "found = str(key.__globals__.get('check').__code__.co_consts)",
+        "found = '{0.__globals__}'.format(key)",
+        "key.__defaults__ = ('x',)\nfound = 'expected-set'",
+    ],
+)
+def test_no_attribute_leads_a_program_to_the_text_of_the_test(way):
+    """The judge did for the program what it asked, on any module or object: it could read the
+    expected value from the judge's frames and return it."""
+    lines = way.replace("\n", "\n    ")
+    program = "import sys\ndef f(given, key):\n    " + lines + "\n    raise ValueError(found)"
+    test = (
+        "def check(f, key=lambda v: v):\n"
+        f"    assert f((v for v in ['{SECRET}']), key) == '{SECRET}'\ncheck(f)"
+    )
+    answer = {"type": "assert", "tests": [test], "entry_point": "f"}
+    verdict = verify_code(fenced(program), answer)
+    assert not verdict.correct and "expected-" not in verdict.feedback.replace("'expected-set'", "")
+    assert "AttributeError" in verdict.feedback
+
+
+@pytest.mark.parametrize(
     "result",
     [
         "type('A', (), {'__eq__': lambda s, o: True, '__hash__': None})()",
@@ -599,6 +714,26 @@ def test_an_object_of_the_program_is_equal_to_no_value_of_the_test(result, test)
     answer."""
     answer = {"type": "assert", "tests": [test], "entry_point": "f"}
     assert not verify_code(fenced(f"def f(x): return {result}"), answer).correct
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "'error': [{'class': ['builtins.type']}, ['X', {'builtins.tuple': [[{'class': "
+        "['builtins.Exception', 'builtins.BaseException', 'builtins.object']}]]}, "
+        "{'builtins.dict': [[['__eq__', {'mine': [0, 'f']}]]]}], 't']",
+        "'value': {'class': ['x.Any', 'builtins.type']}",
+        "'value': {'class': ['x.Any']}",
+        "'value': {'yours': 0}",
+    ],
+)
+def test_a_forged_reply_is_no_value_that_equals_the_tests(reply):
+    program = "import os, json\ndef f(x):\n"
+    program += f"    reply = {{{reply}}}\n"
+    program += "    os.write(3, (json.dumps(reply) + chr(10)).encode())"
+    for test in (f"assert f(3) == '{SECRET}'", f"assert f(3)() == '{SECRET}'"):
+        answer = {"type": "assert", "tests": [test], "entry_point": "f"}
+        assert not verify_code(fenced(program), answer).correct
 
 
 def test_a_module_of_the_program_is_not_asked_for_the_tests_verdict():
@@ -1062,6 +1197,71 @@ def test_each_layer_can_be_missing_and_is_named(missing, tmp_path):
             break
         time.sleep(0.1)
     assert not left
+
+
+def run_altered(tmp_path, changes, script):
+    """Output of a script that verifies with a copy of sandbox.py in which texts are replaced."""
+    source = Path(sandbox.__file__).read_text()
+    for old, new in {"_TRIES = 10": "_TRIES = 1", **changes}.items():
+        assert source.count(old) == 1
+        source = source.replace(old, new)
+    (tmp_path / "sandbox.py").write_text(source)
+    shutil.copy(verifiers.__file__, tmp_path)
+    header = HEADER.replace(str(Path(verifiers.__file__).parent), str(tmp_path))
+    command = [sys.executable, "-c", header + script]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+
+
+TRY = """
+for check, give in (verifiers.verify, lambda x: x), (verifiers.verify_batch, lambda x: [x]):
+    try:
+        print(check("code", give(response), give(answer)))
+    except RuntimeError as error:
+        print("RuntimeError:", error)
+"""
+
+
+@linux
+@pytest.mark.parametrize(
+    "changes, setup, named",
+    [
+        ({}, "sys.executable = '/nowhere/python'", "'/nowhere/python'"),
+        ({}, "sys.executable = None", "NoneType"),
+        ({}, "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))", "open files"),
+        (
+            {},
+            "import resource\nsandbox._connect()\n"
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))",
+            "open files",
+        ),
+        ({"NPROC=4096": "NOFILE=8"}, "", "the code sandbox failed"),
+        ({"/tmp/sandbox-": "/nowhere/sandbox-"}, "", "it ended with 1"),
+        ({"nr_inodes=65536": "nr_inodes=1"}, "", "room in /tmp"),
+        ({"pid = _fork() if": "pid = -1 if"}, "", "room in /tmp"),
+    ],
+)
+def test_a_failure_of_the_sandbox_itself_is_no_verdict(changes, setup, named, tmp_path):
+    """The program was marked wrong, "killed from outside" or "ended with exit code 1", and the
+    student trained on it."""
+    lines = run_altered(tmp_path, changes, setup + TRY).splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("RuntimeError: the code sandbox") and "No program was judged" in line
+        assert named in line
+
+
+@linux
+def test_a_program_that_holds_all_of_a_shared_resource_makes_no_other_program_wrong():
+    """No folder could be made while another program held all inodes of the scratch space: its
+    neighbour "ended with exit code 1"."""
+    hog = "import time\ntry:\n    for i in range(10**6): open(str(i), 'w').close()\n"
+    hog += "except OSError: print('full')\ntime.sleep(1.5)"
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(sandbox.run_script, hog, "", time_limit=5)
+        for _ in range(10):
+            time.sleep(0.2)
+            assert verify_code(fenced(HONEST["plain"]), SUM).feedback == ""
+        assert job.result().output == "full\n"
 
 
 @pytest.mark.parametrize(
