@@ -58,7 +58,6 @@ _LINUX = sys.platform == "linux"
 _STARRED = """typing string re datetime collections heapq bisect copy math random statistics
 itertools functools operator io sys json""".split()  # LiveCodeBench and LeetCode define their names
 _MODULES = _STARRED + ["os", "decimal", "fractions", "time"]
-_TRIES = 10  # in 17 seconds, while other programs hold what a run needs
 _ADVICE = "No program was judged. Needed: sys.executable, ulimit -n and -u, room in /tmp."
 _server, _lock = None, allocate_lock()
 
@@ -107,7 +106,7 @@ def describe_isolation() -> str:
     return _connect().layers if hasattr(os, "fork") else "not available here: it needs os.fork"
 
 
-def _execute(jobs, *, time_limit=2.0, memory_mb=1024, tried=0):
+def _execute(jobs, tried=0, killed=None, *, time_limit=2.0, memory_mb=1024):
     """Run the program's job, after its judge's if any: (problem, output, errors, reply)."""
     limits, server = (time_limit, memory_mb << 20), _connect()
     try:
@@ -121,12 +120,13 @@ def _execute(jobs, *, time_limit=2.0, memory_mb=1024, tried=0):
         code, cpu, out, err = [run.end() for run in runs][-1]
     except (OSError, EOFError) as error:
         time.sleep(min(0.1 + tried, 2))  # until the system has cleared a dead server away
-        ended = server.process.poll()  # 1: by an error of its own
-        if tried and ended not in (None, 1):
-            return "the sandbox was killed from outside.", "", "", b""
-        if ended == 1 or tried + 1 == _TRIES:
+        ended = server.process.poll()  # 1: by an error of its own; late where two threads poll
+        if ended == 1 or tried == 9:  # 17 seconds, in which other programs held what it needs
             raise RuntimeError(f"the code sandbox failed: {error!r}. {_ADVICE}") from error
-        return _execute(jobs, time_limit=time_limit, memory_mb=memory_mb, tried=tried + 1)
+        if ended is not None and killed not in (None, server):  # the second
+            return "the sandbox was killed from outside.", "", "", b""
+        killed = server if ended is not None else killed
+        return _execute(jobs, tried + 1, killed, time_limit=time_limit, memory_mb=memory_mb)
     reply = os.pread(reply.fileno(), MAX_OUTPUT + 1, 0)
     judged = jobs[1:] and b'"lost": true' not in reply  # then the program's end was our doing
     if max(len(out), len(err), len(reply)) > MAX_OUTPUT:
