@@ -184,10 +184,11 @@ class Settings:
                 "--method opd needs --teacher MODEL: "
                 "without peers a copy of the student teaches nothing"
             )
-        if self.model == "tiny" and (self.data or self.eval_data):
-            raise ValueError(
-                "--data and --eval-data need --model: the tiny student knows only its own world"
-            )
+        if self.model == "tiny":
+            names = "data eval_data prompt_field answer_field system_field skip_bad_rows".split()
+            if given := [name for name in names if getattr(self, name)]:
+                said = "needs --model: the tiny student knows only its own world"
+                raise ValueError(f"{flag(given[0])} {said}")
         if self.model != "tiny" and not self.data:
             raise ValueError(f"--model {self.model} needs --data FILE")
         if self.steps == 0 and self.model != "tiny" and not self.eval_data:

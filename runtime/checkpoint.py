@@ -19,6 +19,7 @@ losses.
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
@@ -115,6 +116,26 @@ class Abandoned(BaseException):
     """Raised by a signal inside Stop.abandonable; no `except Exception` may catch it."""
 
 
+class OrElse(io.TextIOBase):
+    """Writes to one stream and, once its reader is gone, to another: Ctrl-C ends `| tee`, too."""
+
+    def __init__(self, stream, other):
+        self.stream, self.other = stream, other
+
+    def write(self, text: str) -> int:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # what is left in it
+            self.stream = self.other
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
 class Stop:
     """`with Stop() as stop`: SIGTERM and the first Ctrl-C end the run without half-done work.
 
@@ -149,6 +170,7 @@ class Stop:
         # ranks that have it from the terminal already, and turns the second into a SIGTERM.
         if alone or number == signal.SIGINT:
             signal.signal(signal.SIGINT if alone else signal.SIGTERM, signal.SIG_DFL)
+        sys.stdout = OrElse(sys.stdout, sys.stderr)
         if parallel.is_main():
             with contextlib.suppress(OSError):  # the terminal may be closed
                 os.write(2, f"\n{signal.Signals(number).name}: saving, then stopping\n".encode())
@@ -526,6 +548,7 @@ def check_settings(settings, may_change, by_content) -> None:
 
 
 def _compare_settings(settings, stored, newest, may_change, by_content):
+    changes, ways = [], []
     for name, then in stored["settings"].items():
         now, option = getattr(settings, name, then), "--" + name.replace("_", "-")
         # What `auto` has settled, and what an old default was, is taken from the checkpoint.
@@ -534,10 +557,15 @@ def _compare_settings(settings, stored, newest, may_change, by_content):
         if name in by_content and name in stored["inputs"] and "tiny" not in (now, then):
             continue
         if name not in may_change and now != then and not settled:
-            way = f"resume with {option} {shlex.quote(str(then))}"
+            way = f"with {option} {shlex.quote(str(then))}"
             if then is None or isinstance(then, bool):
-                way = f"resume with{'' if then else 'out'} {option}"
-            raise ValueError(f"{option} is {now} now and was {then} in {newest}: {way}")
+                way = f"with{'' if then else 'out'} {option}"
+            changes.append(f"{option} is {now} now and was {then}")
+            ways.append(way)
+    if changes:
+        more = f" (and {len(changes) - 3} more)" if len(changes) > 3 else ""
+        said = f"{', '.join(changes[:3])} in {newest}{more}"
+        raise ValueError(f"{said}: resume {', '.join(ways[:3])}")
 
 
 def _compare_content(name, before, now, newest, recorded, inputs):

@@ -173,7 +173,10 @@ def _field(row, usual, named, usable, role):
     if value is not None:
         raise ValueError(f"field {name!r} is {'not a text' if role == 'prompt' else 'empty'}")
     wanted = " or ".join(map(repr, [named] if named else _short(names)))
-    raise ValueError(f"no field {wanted}, only {names_of(row)}: see --prompt-field, --answer-field")
+    hint = "see --prompt-field, --answer-field"
+    if role == "answer" and _first(row, ANSWERS["science"])[1] is not None:
+        hint += ", or is this --task science?"
+    raise ValueError(f"no field {wanted}, only {names_of(row)}: {hint}")
 
 
 def _short(names):

@@ -196,7 +196,7 @@ def summarise(run, example) -> None:
             print(f"held-out {name}@{evaluations[-1]['eval_k']}: {ends}")
     tokens = " and coloured tokens" if run.done else ""
     print(f"curves{tokens}: {write_report([run.out])}")
-    print(f"metrics, samples and checkpoints: {run.out}")
+    print(f"metrics{', samples and checkpoints' if run.done else ''}: {run.out}")
     print(
         "next: another --task, --peers or --method"
         + (", or your own --model and --data (README.md)" if run.settings.model == "tiny" else "")

@@ -46,7 +46,7 @@ class Size:
         if self.lines > self.limit:
             return f"TOO LONG, by {self.lines - self.limit}"
         if self.lines > self.budget:
-            return f"over budget, by {self.lines - self.budget}"
+            return f"over budget, by {self.lines - self.budget}; {self.limit} are allowed today"
         if self.limit > self.budget:
             return "within budget: take it out of CEILINGS"
         return ""

@@ -173,6 +173,21 @@ def test_the_command_line_ends_by_a_signal_with_the_usual_status(folder, tmp_pat
 
 
 @posix
+def test_what_is_said_after_ctrl_c_has_ended_the_reader_goes_to_the_terminal(tmp_path):
+    """Ctrl-C ends `| tee log`, too: a BrokenPipeError hid the command that goes on."""
+    read, write = os.pipe()
+    with open(write, "w") as pipe, open(tmp_path / "terminal", "w+") as terminal:
+        stream = checkpoint.OrElse(pipe, terminal)
+        print("one", file=stream)
+        assert os.read(read, 99) == b"one\n"
+        os.close(read)
+        print("two", file=stream, flush=True)
+        print("three", file=stream, flush=True)
+        terminal.seek(0)
+        assert terminal.read() == "two\nthree\n"
+
+
+@posix
 def test_a_second_ctrl_c_stops_at_once_and_loses_nothing_already_saved(
     folder, tmp_path, server, whole
 ):

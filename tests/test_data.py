@@ -1367,6 +1367,13 @@ def test_evaluation_rows_without_the_system_field_are_a_warning(tmp_path, capsys
     assert "warning: " in (said := capsys.readouterr().out) and "no row has the field 'sys'" in said
 
 
+def test_a_row_of_another_task_says_so(tmp_path):
+    row = {"question": "A metal?", "choices": {"text": ["iron", "air"], "label": ["A", "B"]}}
+    write(tmp_path / "arc.jsonl", [row | {"answerKey": "A"}])
+    with pytest.raises(ValueError, match="--answer-field, or is this --task science"):
+        read_problems(str(tmp_path / "arc.jsonl"), "math")
+
+
 @pytest.mark.parametrize(
     "row",
     [

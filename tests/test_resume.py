@@ -71,6 +71,7 @@ def test_other_data_under_another_path_is_refused(folder, tmp_path, capsys, one_
         ("--task", "science", "--task is science now and was math in .*: resume with --task math"),
         ("--lr", "1", "--lr is 1.0 now and was 0.001 in .*: resume with --lr 0.001"),
         ("--plain", None, "--plain is True now and was False in .*: resume without --plain"),
+        ("--lr=1", "--seed=7", r"1.0 now and was 0.001, --seed .* with --lr 0.001, with --seed 0$"),
         ("--is-clip", "2", "--is-clip is 2.0 now and was None in .*: resume without --is-clip"),
         ("--dtype", "bfloat16", "--dtype is bfloat16 now and .*: resume with --dtype float32"),
         ("--teacher", "frozen", "--teacher is frozen now and was .*: resume with --teacher /"),

@@ -182,6 +182,12 @@ def test_evaluating_on_the_training_file_is_a_warning(folder, tmp_path, capsys):
     assert "warning: 24 of 24 evaluation rows have the prompt of" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flag", [["--data", "x"], ["--system-field", "x"], ["--skip-bad-rows"]])
+def test_flags_about_data_without_a_model_are_refused(capsys, flag):
+    """All but --data were ignored: the tiny student has a world of its own."""
+    assert f"{flag[0]} needs --model: the tiny student" in refused(capsys, flag)
+
+
 def test_rows_that_are_too_long_are_left_out_and_counted(folder, tmp_path, capsys):
     long = json.dumps({"prompt": "x" * 400, "answer": "1"})
     (tmp_path / "some.jsonl").write_text((folder / "train.jsonl").read_text() + long + "\n")
