@@ -83,4 +83,6 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("give the folder of a run: python tests/count_code.py runs/count")
     main(sys.argv[1])
