@@ -31,6 +31,7 @@ import os
 import random
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -369,6 +370,8 @@ def warm_up(model, tokenizer, task, instruction, verify, *, seed, device="cpu", 
     rng = random.Random(f"warm-up {task} {seed}")
     model.to(device).train()
     for step in tqdm(range(steps), desc="warm-up", disable=None if progress else True):
+        if progress and step % 100 == 99 and not sys.stderr.isatty():  # no bar in a log
+            print(f"warm-up: step {step + 1} of {steps}", flush=True)
         parts = warm_up_batch(task, tokenizer, instruction, verify, size, rng)
         plain_targets = sum(int(weights.ge(1).sum()) for _, weights, *_ in parts)
         optimizer.zero_grad()
