@@ -172,11 +172,8 @@ def naive_distill_loss(
             pair[i] = torch.cat([x.gather(1, top), rest], dim=1)  # (N, top_k + 1)
     log_p, log_q = pair
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    terms = {
-        "forward": [(log_q, log_p)],
-        "reverse": [(log_p, log_q)],
-        "jsd": [(log_p, log_m), (log_q, log_m)],
-    }[divergence]
+    terms = {"forward": [(log_q, log_p)], "reverse": [(log_p, log_q)]}
+    terms = (terms | {"jsd": [(log_p, log_m), (log_q, log_m)]})[divergence]
     value = sum((a.exp() * (a - b)).sum(1) for a, b in terms) / len(terms)  # mean of KL(a || b)
     weights = weights.to(z.dtype)
     if is_clip is not None:
@@ -234,19 +231,15 @@ def _kl(p, a):
 
 def _compare_top_k(z, z_teacher, divergence, top_k):
     """As `_compare`, on the student's top_k tokens and one bucket of all others. Uses up both."""
-    top = z.topk(top_k, dim=1).indices  # the choice of tokens is not differentiated
-    (few, share), (few_teacher, _) = _collapse(z, top), _collapse(z_teacher, top)
-    value, gradient = _compare(few, few_teacher, divergence)
+    top, few = z.topk(top_k, dim=1).indices, []  # the choice of tokens is not differentiated
+    for x in (z_teacher, z):
+        kept = x.gather(1, top)
+        # over the others alone: log(1 - sum of the top) is off by nats where the top has nearly all
+        share, rest = _softmax(x.scatter_(1, top, -math.inf))
+        few.append(torch.cat([kept, rest[:, None].to(x.dtype)], dim=1))  # (n, top_k + 1)
+    value, gradient = _compare(few[1], few[0], divergence)
     # the bucket's gradient reaches its tokens by their shares of it
     return value, share.mul_(gradient[:, top_k:]).scatter_(1, top, gradient[:, :top_k])
-
-
-def _collapse(z, top):
-    """z at `top` and the bucket's logit, (n, top_k + 1); shares of the bucket, (n, V)."""
-    kept = z.gather(1, top)
-    # over the others alone: log(1 - sum of the top) is off by nats where the top has nearly all
-    share, rest = _softmax(z.scatter_(1, top, -math.inf))
-    return torch.cat([kept, rest[:, None].to(z.dtype)], dim=1), share
 
 
 def _softmax(z):
@@ -257,7 +250,6 @@ def _softmax(z):
 
 def new_gradients(hidden: Tensor, head: Head) -> list[Tensor | None]:
     """Zeros for hidden states, weight and bias; None where no gradient is asked for."""
-
     wide, zeros = wide_dtype(hidden), []
     for x, dtype in ((hidden, hidden.dtype), (head.weight, wide), (head.bias, wide)):
         wanted = x is not None and x.requires_grad and torch.is_grad_enabled()

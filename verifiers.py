@@ -229,8 +229,8 @@ _CHOICE = re.compile(
     rf"|\s+(?:{_WORDS})\b))"  # B because
 )
 _MORE = re.compile(  # another letter, unless it starts a clause: "B, C is wrong"; "B, I and II"
-    r"[)\]]?\s*\(?(?:(?:[,;/&|+]|(?:and|or|also|maybe|perhaps|possibly|alternatively|[Oo]ption)\b)\s*)+"
-    r"(?!I\b[\s,]*(?:and|or|,|&)\s*(?:II|IV)\b)(?:[(\[]([A-Za-z])[)\]]|([A-Z])\b)"
+    r"[)\]]?\s*\(?(?:(?:[,;/&|+]|(?:and|or|also|maybe|perhaps|possibly|alternatively|[Oo]ption)\b)"
+    r"\s*)+(?!I\b[\s,]*(?:and|or|,|&)\s*(?:II|IV)\b)(?:[(\[]([A-Za-z])[)\]]|([A-Z])\b)"
     r"(?=\W*$|\s*[,;/&|+):\n]|\.(?!\s+[A-Z][a-z])|\s+(?:and|or|are|because|since)\b)"
     r"|[(\[]([A-Za-z])[)\]](?![\w=#-])|[\s,]+[(\[]?([A-Z])[)\]]?(?=\W*$|\s*[(\[][A-Z][)\]])"
 )

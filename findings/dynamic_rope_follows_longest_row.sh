@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Expected: a row's logits do not depend on the other rows of a right-padded batch.
-# Happens: with dynamic RoPE the frequencies of the whole batch follow its longest row. 12 tokens get
-# other logits once another row exceeds max_position_embeddings; padding is masked, no warning.
+# Happens: with dynamic RoPE the frequencies of the whole batch follow its longest row. 12 tokens
+# get other logits once another row exceeds max_position_embeddings; padding is masked, no warning.
 # Versions: transformers 5.23.0, torch 2.13.0.
 # Matters here: a sampler that batches prompts and a loss in micro-batches see two different models.
 set -euo pipefail

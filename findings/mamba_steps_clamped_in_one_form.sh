@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Expected: decoding token by token with the cache gives the log-probabilities of one pass over the whole row.
-# Happens: Zamba 2 clamps its state-space time steps from below (time_step_min) in the pass over a row, not where one
-# token is read. Where a head's learnt step is shorter than that, both forms part (below: 0.06 nats); above it they agree.
-# Versions: transformers 5.23.0, torch 2.13.0, without the optional kernels.
-# Matters here: rollouts are sampled token by token and scored in one pass, so the ratio of both is not 1 on policy.
+# Expected: decoding token by token with the cache gives the log-probabilities of one pass over the
+# whole row. Happens: Zamba 2 clamps its state-space time steps from below (time_step_min) in the
+# pass over a row, not where one token is read. Where a head's learnt step is shorter than that,
+# both forms part (below: 0.06 nats); above it they agree. Versions: transformers 5.23.0, torch
+# 2.13.0, without the optional kernels. Matters here: rollouts are sampled token by token and scored
+# in one pass, so the ratio of both is not 1 on policy.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -17,8 +18,10 @@ from transformers import Zamba2Config, Zamba2ForCausalLM
 print("transformers", transformers.__version__, "torch", torch.__version__)
 torch.manual_seed(0)
 config = Zamba2Config(
-    vocab_size=96, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
-    layers_block_type=["mamba", "hybrid", "mamba"], intermediate_size=64, mamba_d_state=8, mamba_headdim=8,
+    vocab_size=96, hidden_size=32, num_hidden_layers=3,
+    num_attention_heads=4, num_key_value_heads=4,
+    layers_block_type=["mamba", "hybrid", "mamba"], intermediate_size=64,
+    mamba_d_state=8, mamba_headdim=8,
     n_mamba_heads=8, mamba_ngroups=1, chunk_size=16, num_mem_blocks=1, time_step_min=0.001,
 )
 model = Zamba2ForCausalLM(config).eval()
@@ -46,7 +49,8 @@ def gap(bias):
 
 
 above, below = gap(-4.0), gap(-9.0)
-print(f"time step 0.018, above time_step_min 0.001: one pass and token by token differ by {above:.1e} nats")
+print("time step 0.018, above time_step_min 0.001: one pass and token by token differ by "
+      f"{above:.1e} nats")
 print(f"time step 0.00012, below it: they differ by {below:.1e} nats")
 raise SystemExit(not (above < 1e-3 < 1e-2 < below))
 PYTHON

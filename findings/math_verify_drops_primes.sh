@@ -8,14 +8,16 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet "math-verify[antlr4_13_2]==0.9.0" "latex2sympy2_extended==1.11.0" 2>/dev/null
+"$folder/venv/bin/pip" install --quiet \
+    "math-verify[antlr4_13_2]==0.9.0" "latex2sympy2_extended==1.11.0" 2>/dev/null
 cd "$folder"
 "$folder/venv/bin/python" - <<'PYTHON'
 from importlib.metadata import version
 
 from math_verify import parse, verify
 
-print("math-verify", version("math-verify"), "latex2sympy2_extended", version("latex2sympy2_extended"))
+for package in ("math-verify", "latex2sympy2_extended"):
+    print(package, version(package))
 gold, answer = parse(r"$f'(x)$"), parse(r"$f(x)$")
 print("read as", gold, "and", answer)
 same = verify(gold, answer)

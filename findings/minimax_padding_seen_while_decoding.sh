@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # Expected: with its attention mask, a left-padded prompt is continued as it is alone; one pass over
-# the row agrees with that.
-# Happens: MiniMax, whose first layer is linear attention, decodes another text: asked for its
-# length, the cache answers 0. From the second new token on the logits differ (below: by 2.8).
-# Versions: transformers 5.23.0 and 5.24.0, torch 2.13.0.
-# Matters here: prompts of unequal length in one batch are sampled from another model than is scored.
+# the row agrees with that. Happens: MiniMax, whose first layer is linear attention, decodes another
+# text: asked for its length, the cache answers 0. From the second new token on the logits differ
+# (below: by 2.8). Versions: transformers 5.23.0 and 5.24.0, torch 2.13.0. Matters here: prompts of
+# unequal length in one batch are sampled from another model than is scored.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Expected: tokenizers' TemplateProcessing puts any special token in front of a text, by its name.
-# Happens: a colon in a name is read as the mark of a type id, in the string form and in the list form alike: "<seed:bos>",
-# the BOS of Seed-OSS, is refused with "Cannot build Piece from string"; the same token with "_" for ":" works.
-# Versions: tokenizers 0.23.3.
-# Matters here: a BOS must be written once. Where it cannot stand in the post-processor, the chat template writes it.
+# Happens: a colon in a name is read as the mark of a type id, in the string form and in the list
+# form alike: "<seed:bos>", the BOS of Seed-OSS, is refused with "Cannot build Piece from string";
+# the same token with "_" for ":" works. Versions: tokenizers 0.23.3. Matters here: a BOS must be
+# written once. Where it cannot stand in the post-processor, the chat template writes it.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Expected: chat templates that write today's date (Llama 3.2, SmolLM3, gpt-oss) get it from strftime_now, and a keyword of
-# apply_chat_template is a variable of the template: strftime_now=function sets the date.
-# Happens: the function becomes its repr, a string, and the template fails with "'str' object is not callable".
-# Versions: transformers 5.23.0 and 5.24.0, jinja2 3.1.6.
-# Matters here: a run over midnight, or one that is resumed, changes every prompt; the date must be set in the template's text.
+# Expected: chat templates that write today's date (Llama 3.2, SmolLM3, gpt-oss) get it from
+# strftime_now, and a keyword of apply_chat_template is a variable of the template:
+# strftime_now=function sets the date. Happens: the function becomes its repr, a string, and the
+# template fails with "'str' object is not callable". Versions: transformers 5.23.0 and 5.24.0,
+# jinja2 3.1.6. Matters here: a run over midnight, or one that is resumed, changes every prompt; the
+# date must be set in the template's text.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -17,7 +18,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 print("transformers", transformers.__version__)
-tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"?": 0}, unk_token="?")))
+words = models.WordLevel({"?": 0}, unk_token="?")
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
 tokenizer.chat_template = "{{ year }} {{ strftime_now('%Y') }} {{ messages[0].content }}"
 turns = [{"role": "user", "content": "hello"}]
 

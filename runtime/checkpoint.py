@@ -127,7 +127,8 @@ class OrElse(io.TextIOBase):
             self.stream.write(text)
             self.stream.flush()
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # what is left in it
+            with open(os.devnull, "w") as nowhere:  # takes what is left in the stream
+                os.dup2(nowhere.fileno(), self.stream.fileno())
             self.stream = self.other
             self.stream.write(text)
         return len(text)
@@ -202,7 +203,8 @@ def run_to_its_end(run, loop, stopped, typed: list[str]) -> int:
     Where it did not end by itself, one line says why and how to go on with the command line
     `typed`, program first; after a signal stopped(run) is called before.
     """
-    with Stop() as stop:
+    # Stop.ask changes sys.stdout; whoever calls this gets it back
+    with contextlib.redirect_stdout(sys.stdout), Stop() as stop:
         try:
             try:
                 loop(run, stop)
@@ -218,10 +220,10 @@ def run_to_its_end(run, loop, stopped, typed: list[str]) -> int:
             if parallel.is_main() or not getattr(error, "everywhere", False):
                 print(f"train.py: error: {line}", file=sys.stderr)
             return 1
-    if stop.heard():
-        stopped(run)
-        print(f"stopped after {run.done} of {run.settings.steps} steps; {to_go_on(run, typed)}")
-        return 128 + stop.signal
+        if stop.heard():
+            stopped(run)
+            print(f"stopped after {run.done} of {run.settings.steps} steps; {to_go_on(run, typed)}")
+            return 128 + stop.signal
     return 0
 
 

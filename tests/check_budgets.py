@@ -28,7 +28,7 @@ BUDGETS = {
 # Formatted sizes of the files that were over budget on 2026-11-28. They may only fall; a file that
 # meets its budget leaves the list.
 CEILINGS = {
-    "loss.py": 329,
+    "loss.py": 321,
 }
 
 
