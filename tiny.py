@@ -65,9 +65,11 @@ SMALL = dict(
     num_hidden_layers=3,
     num_attention_heads=4,
     num_key_value_heads=4,
+    # of the order of 1 / sqrt(hidden size): with the usual 0.02 attention starts out uniform
+    initializer_range=0.06,
 )
 # layout: how peers are written in the warm-up, see peer_context.teacher_messages
-WARM_UP = dict(steps=500, batch=48, lr=3e-3, layout="turn")
+WARM_UP = dict(steps=300, batch=24, lr=3e-3, layout="turn")
 PEER_WEIGHT = 0.3
 
 
@@ -218,9 +220,8 @@ def build_tokenizer(task: str, instruction: str, verify) -> PreTrainedTokenizerF
     ]
     if WARM_UP["layout"] == "turns":
         fixed += [peer_context.RIGHT, peer_context.WRONG, peer_context.TURN_FEEDBACK]
-    names, values = list(RULES[task]), operands(task)[0][0]
-    if task == "code":
-        names = [part for name in names for part in name.split("{c}") if part]
+    # in code a rule has no name of its own: it is in the token of the fixed text before the number
+    names, values = [] if task == "code" else list(RULES[task]), operands(task)[0][0]
     variable = [*WORDS, *names, *(str(n) for n in range(200))]
     if task == "science":
         variable += LETTERS.values()
@@ -311,8 +312,8 @@ class Row:
 
 def warm_up_batch(
     task: str, tokenizer, instruction: str, verify, size: int, rng: random.Random
-) -> list[tuple[torch.Tensor, ...]]:
-    """`size` examples in two parts, each a tuple as `warm_up_tensors` returns it.
+) -> tuple[torch.Tensor, ...]:
+    """`size` examples as `warm_up_tensors` returns them.
 
     The completion names a rule drawn at random, so that the student stays consistent after any
     start. At the position of the rule the target is the posterior over the ten rules instead of
@@ -336,10 +337,7 @@ def warm_up_batch(
         tokens, chosen = [way[position] for way in ways], rng.choice(ways)
         chosen = [*chosen, tokenizer.eos_token_id]
         rows.append(Row(prompt, untrained, chosen, position, tokens, possible))
-    # short and long rows apart: this halves the padding
-    rows.sort(key=lambda row: len(row.prompt) + len(row.completion))
-    parts = rows[: size // 2], rows[size // 2 :]
-    return [warm_up_tensors(part, tokenizer.pad_token_id) for part in parts]
+    return warm_up_tensors(rows, tokenizer.pad_token_id)
 
 
 def warm_up_tensors(rows: list[Row], pad: int) -> tuple[torch.Tensor, ...]:
@@ -366,27 +364,27 @@ def warm_up_tensors(rows: list[Row], pad: int) -> tuple[torch.Tensor, ...]:
 def warm_up(model, tokenizer, task, instruction, verify, *, seed, device="cpu", progress=True):
     """Train the student, supervised, to infer a rule from peers and to follow it; returns it."""
     steps, size, peak = WARM_UP["steps"], WARM_UP["batch"], WARM_UP["lr"]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     rng = random.Random(f"warm-up {task} {seed}")
     model.to(device).train()
     for step in tqdm(range(steps), desc="warm-up", disable=None if progress else True):
         if progress and step % 100 == 99 and not sys.stderr.isatty():  # no bar in a log
             print(f"warm-up: step {step + 1} of {steps}", flush=True)
-        parts = warm_up_batch(task, tokenizer, instruction, verify, size, rng)
-        plain_targets = sum(int(weights.ge(1).sum()) for _, weights, *_ in parts)
+        batch = warm_up_batch(task, tokenizer, instruction, verify, size, rng)
+        ids, weights, where, tokens, posterior = (tensor.to(device) for tensor in batch)
         optimizer.zero_grad()
-        for part in parts:
-            ids, weights, where, tokens, posterior = (tensor.to(device) for tensor in part)
-            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-            # the head only where there is a target: its logits are most of the memory
-            learnt = weights > 0
-            nll = torch.nn.functional.cross_entropy(
-                model.lm_head(hidden[:, :-1][learnt]), ids[:, 1:][learnt], reduction="none"
-            )
-            logits = model.lm_head(hidden[torch.arange(len(ids)), where])
-            at_rule = torch.log_softmax(logits, -1).gather(1, tokens)
-            plain = (nll * weights[learnt]).sum() / plain_targets
-            (plain - (posterior * at_rule).sum() / size).backward()
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        # the head only where there is a target: its logits are most of the memory
+        learnt = weights > 0
+        nll = torch.nn.functional.cross_entropy(
+            model.lm_head(hidden[:, :-1][learnt]), ids[:, 1:][learnt], reduction="none"
+        )
+        plain = (nll * weights[learnt]).sum() / weights.ge(1).sum()
+        logits = model.lm_head(hidden[torch.arange(len(ids)), where])
+        at_rule = torch.log_softmax(logits, -1).gather(1, tokens)
+        (plain - (posterior * at_rule).sum() / size).backward()
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = peak * min(1, (step + 1) / 50) * cosine
@@ -437,13 +435,18 @@ def build(
             **SMALL,
         )
         model = LlamaForCausalLM(config)
+    # one head starts as attention to earlier copies of the same token: without it the student takes
+    # three times as long to copy both operands in the order that the rule asks for
+    attention, head_dim = model.model.layers[0].self_attn, config.head_dim
+    with torch.no_grad():
+        attention.k_proj.weight[:head_dim] = attention.q_proj.weight[:head_dim]
     staging = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
     # fail before the warm-up, not after it, where the folder cannot be written
     staging.mkdir(parents=True)
     staging.rmdir()
     if progress:
         print(
-            f"warming up the tiny student, a minute or two; it is kept in {cache} for the next run",
+            f"warming up the tiny student, under a minute; it is kept in {cache} for the next run",
             flush=True,
         )
     warm_up(

@@ -64,7 +64,7 @@ def run(rollouts, length, vocabulary, steps):
         for t in texts
     ]
     teacher, rng = mopd.make_teacher("ema", student.eval(), tokenizer), random.Random(0)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
     problems = [
         mopd.Problem(
             " ".join(f"w{rng.randrange(vocabulary - 4)}" for _ in range(PROMPT)), None, "w1", n

@@ -96,7 +96,7 @@ def main():
         student.disable_input_require_grads()
     mopd.verify_batch = checksum_verdicts
     teacher = mopd.make_teacher("ema", student, tokenizer)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=on_gpu)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
     autocast = (
         functools.partial(torch.autocast, "cuda", torch.bfloat16)
         if on_gpu

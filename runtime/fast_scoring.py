@@ -1,7 +1,8 @@
 """`hidden_states` and `microbatches` of mopd.py, faster: what prompts share is read once.
 
 The K rollouts of a group share the student's prompt, and the teacher's contexts of a group say
-nearly the same. Same arguments, same results up to rounding, gradients included.
+nearly the same; where answers are short, rollouts are often equal. Same arguments, same results up
+to rounding, gradients included.
 """
 
 import inspect
@@ -28,11 +29,14 @@ def hidden_states(model, prompts, completions) -> torch.Tensor:
 
 
 def shared_size(prompts, completions) -> int | None:
-    """Tokens, with padding, that are read if prompts are shared; None where that does not pay."""
+    """Tokens, with padding, that are read if rows are shared; None where that does not pay."""
     alone, (read, padded) = sum(map(len, prompts)), tree_size(prompts)
-    if alone - read <= LEAST * (alone + sum(map(len, completions))):
+    distinct = set(zip(map(tuple, prompts), map(tuple, completions), strict=True))
+    alone += sum(map(len, completions))
+    read += sum(len(completion) for _, completion in distinct)
+    if alone - read <= LEAST * alone:
         return None
-    return padded + len(completions) * max(map(len, completions))
+    return padded + len(distinct) * max(map(len, completions))
 
 
 def shares(model) -> bool:

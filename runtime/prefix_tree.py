@@ -102,26 +102,28 @@ def tree_size(prompts) -> tuple[int, int]:
 
 
 def shared_hidden_states(model, prompts, completions) -> torch.Tensor:
-    """`mopd.hidden_states`, (N, D), by the tree; for models that fast_scoring.can_share accepts."""
-    nodes, leaves = prefix_tree(map(tuple, prompts))
+    """`mopd.hidden_states`, (N, D), by the tree; for models that fast_scoring.can_share accepts.
+
+    Equal completions of equal prompts are read once, too.
+    """
+    pairs = list(zip(map(tuple, prompts), map(tuple, completions), strict=True))
+    distinct = {pair: n for n, pair in enumerate(dict.fromkeys(pairs))}
+    nodes, leaves = prefix_tree(prompt for prompt, _ in distinct)
     reader = Reader(model)
     for height in range(max(node.height for node in nodes), -1, -1):
         level = {n: node for n, node in enumerate(nodes) if node.height == height}
         states = reader.read(level, level.values())
     ends = torch.tensor([len(node.tokens) - 1 for node in level.values()], device=states.device)
     states = states[torch.arange(len(ends), device=states.device), ends]
-    source = [reader.row[leaves[tuple(prompt)]] for prompt in prompts]
+    source = [reader.row[leaves[prompt]] for prompt, _ in distinct]
     # index_select: the gradient of states[source] is added up in an order that threads decide.
     states = states.index_select(0, torch.tensor(source, device=states.device))[:, None]
-    rows = [
-        Node(completion[:-1], len(prompt), leaves[tuple(prompt)])
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
+    rows = [Node(completion[:-1], len(prompt), leaves[prompt]) for prompt, completion in distinct]
     if any(node.tokens for node in rows):
         later = reader.read(range(len(rows)), rows)
         states = torch.cat([states, later], dim=1)  # the first one predicts the first token
-    rows = [row[: len(c)] for row, c in zip(states, completions, strict=True)]
-    return product_dtype(torch.cat(rows))
+    read = states.unbind()
+    return product_dtype(torch.cat([read[distinct[pair]][: len(pair[1])] for pair in pairs]))
 
 
 class Reader:

@@ -127,7 +127,7 @@ def prepare(settings) -> Run:
         parallel.shard(model, device=s.device, dtype=s.dtype)
     # fused: the default implementation holds temporary copies of all weights in a step
     optimizer = torch.optim.AdamW(
-        student.parameters(), lr=s.lr, weight_decay=s.weight_decay, fused=kind == "cuda"
+        student.parameters(), lr=s.lr, weight_decay=s.weight_decay, fused=kind in ("cpu", "cuda")
     )
     autocast = contextlib.nullcontext
     if s.dtype == "bfloat16":

@@ -80,7 +80,7 @@ def test_long_piece_is_spread_over_the_levels_that_its_siblings_need():
 def test_states_and_gradients_are_those_of_whole_rows(config, tolerance, seed):
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).double().eval()
-    prompts, completions = rows_of_groups(seed)
+    prompts, completions = ([*rows, *rows[:5]] for rows in rows_of_groups(seed))  # five rows twice
     found = []
     for read in (mopd.hidden_states, shared_hidden_states):
         model.zero_grad()
@@ -92,6 +92,22 @@ def test_states_and_gradients_are_those_of_whole_rows(config, tolerance, seed):
         torch.testing.assert_close(
             shared, whole, rtol=tolerance, atol=tolerance * whole.abs().max()
         )
+
+
+def test_equal_completions_of_equal_prompts_are_read_once():
+    rng = random.Random(0)
+    a, b, c, d = tokens(rng, 20), tokens(rng, 20), tokens(rng, 9), tokens(rng, 9)
+    prompts, completions = [a, a, b, a], [c, c, c, d]
+    model, sizes = AutoModelForCausalLM.from_config(GPT2Config(**SIZES)).eval(), []
+    model.base_model.register_forward_pre_hook(
+        lambda module, args, options: sizes.append(tuple(options["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    shared_hidden_states(model, prompts, completions)
+    assert sizes == [(2, 20), (3, 8)]
+    assert fast_scoring.shared_size(prompts, completions) == 2 * 20 + 3 * 9
+    assert fast_scoring.shared_size([a, a], [c, c]) == 20 + 9
+    assert fast_scoring.shared_size([a, b], [c, c]) is None  # equal completions alone share nothing
 
 
 def attempts_of(prompts, completions, groups):

@@ -126,18 +126,19 @@ def test_warm_up_posterior_is_exact():
 def test_warm_up_trains_every_completion_token_but_the_rule_and_the_stop_token_too():
     task, rng = "math", random.Random(2)
     tokenizer = tiny.build_tokenizer(task, "Box it.", verifiers.verify)
-    parts = tiny.warm_up_batch(task, tokenizer, "Box it.", verifiers.verify, 17, rng)
-    assert [len(ids) for ids, *_ in parts] == [8, 9]
-    for ids, weights, where, tokens, posterior in parts:
-        for row in range(len(ids)):
-            predicted = ids[row, 1:][weights[row] == 1]  # targets of full weight
-            text = tokenizer.decode(predicted)
-            assert re.fullmatch(r"\w+ means \. The answer is \\boxed\{.+\}\.<\|end\|>", text)
-            assert tokenizer.decode(ids[row, where[row] + 1]) in tiny.RULES[task]
-            assert [tokenizer.decode(t) for t in tokens[row]] == list(tiny.RULES[task])
-            assert weights[row, where[row]] == 0
-        assert torch.allclose(posterior.sum(1), torch.ones(len(ids)))
-    assert ((weights > 0) & (weights < 1)).any()  # the longer half holds the peers
+    ids, weights, where, tokens, posterior = tiny.warm_up_batch(
+        task, tokenizer, "Box it.", verifiers.verify, 17, rng
+    )
+    assert len(ids) == 17
+    for row in range(len(ids)):
+        predicted = ids[row, 1:][weights[row] == 1]  # targets of full weight
+        text = tokenizer.decode(predicted)
+        assert re.fullmatch(r"\w+ means \. The answer is \\boxed\{.+\}\.<\|end\|>", text)
+        assert tokenizer.decode(ids[row, where[row] + 1]) in tiny.RULES[task]
+        assert [tokenizer.decode(t) for t in tokens[row]] == list(tiny.RULES[task])
+        assert weights[row, where[row]] == 0
+    assert torch.allclose(posterior.sum(1), torch.ones(len(ids)))
+    assert ((weights > 0) & (weights < 1)).any()  # the peers
 
 
 @pytest.mark.parametrize("task", TASKS)
