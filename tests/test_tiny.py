@@ -239,15 +239,15 @@ def test_a_cache_that_cannot_be_written_is_one_line_before_the_warm_up_or_after_
 def assert_learned(printed):
     found = re.search(r"mean@8: ([\d.]+) at step 0, ([\d.]+) at step", printed)
     before, after = map(float, found.groups())
-    assert after >= 0.6 and after - before >= 0.35
+    assert after >= 0.75 and after - before >= 0.5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("task", TASKS)
 def test_the_default_run_learns(task, seed, tmp_path):
-    """What the README promises of `python train.py --task ...`: held-out mean@8 rises by 0.35 and
-    ends at 0.6 or more."""
+    """What the README promises of `python train.py --task ...`: held-out mean@8 ends near 0.8 or
+    above; less 0.05, because rounding alone moves an end."""
     assert_learned(run_train("--task", task, "--seed", seed, "--out", tmp_path / "out"))
 
 
