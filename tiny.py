@@ -435,8 +435,8 @@ def build(
             **SMALL,
         )
         model = LlamaForCausalLM(config)
-    # one head starts as attention to earlier copies of the same token: without it the student takes
-    # three times as long to copy both operands in the order that the rule asks for
+    # one head starts as attention to earlier copies of the same token: without it the student still
+    # mixes up the operands after 250 steps
     attention, head_dim = model.model.layers[0].self_attn, config.head_dim
     with torch.no_grad():
         attention.k_proj.weight[:head_dim] = attention.q_proj.weight[:head_dim]
