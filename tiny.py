@@ -364,11 +364,11 @@ def warm_up_tensors(rows: list[Row], pad: int) -> tuple[torch.Tensor, ...]:
 def warm_up(model, tokenizer, task, instruction, verify, *, seed, device="cpu", progress=True):
     """Train the student, supervised, to infer a rule from peers and to follow it; returns it."""
     steps, size, peak = WARM_UP["steps"], WARM_UP["batch"], WARM_UP["lr"]
+    model.to(device).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     rng = random.Random(f"warm-up {task} {seed}")
-    model.to(device).train()
     for step in tqdm(range(steps), desc="warm-up", disable=None if progress else True):
         if progress and step % 100 == 99 and not sys.stderr.isatty():  # no bar in a log
             print(f"warm-up: step {step + 1} of {steps}", flush=True)
