@@ -230,7 +230,7 @@ def read_contexts(run, attempts, peers) -> tuple[dict[str, list], set[int]]:
             run.teacher,
             peer_tokens=s.peer_tokens,
             layout=s.layout,
-            longest=max_length(run.teacher.model),
+            max_tokens=max_length(run.teacher.model),
         )
         lost |= {i for i in chosen if not copies[i].weight or copies[i].peers != chosen[i]}
         versions[c] = copies
@@ -454,7 +454,7 @@ def preflight(run: train.Run, attempts: list[mopd.Attempt]) -> dict:
         run.teacher,
         peer_tokens=s.peer_tokens,
         layout=s.layout,
-        longest=max_length(run.teacher.model),
+        max_tokens=max_length(run.teacher.model),
     )
     rates = [mean([a.success for a in mates]) for mates in grouped(attempts)]
     every = measure.measure(run, attempts, kinds=[own], layouts=[s.layout], only_mixed=False)

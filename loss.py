@@ -9,7 +9,7 @@
 The logits z = hidden @ head^T of all N tokens are N x V numbers, and D needs several such matrices.
 So, for each chunk of tokens: compute logits, divergence and (in closed form) the gradients, add
 them up, free the chunk. Unlike in the usual distillation loss there is no factor T^2, and top-k
-keeps all other tokens as one bucket. Read `naive_distill_loss` first: no chunks, and autograd.
+keeps all other tokens as one bucket. `naive_distill_loss` comes first: no chunks, and autograd.
 
     out = distill_loss(student_hidden, student_head, teacher_hidden, teacher_head, weights)
     out.loss.backward()
@@ -38,7 +38,7 @@ class Head:
     cap: float | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(N, D) -> (N, V): the product in the dtype of hidden, all else in float32 (float64)."""
+        """(N, D) -> (N, V): the product in the dtype of hidden, all else in `wide_dtype`."""
         z = (hidden @ self.weight.to(hidden.dtype).T).to(wide_dtype(hidden))
         if self.bias is not None:
             z += self.bias
@@ -70,6 +70,43 @@ class DistillOutput:
     teacher_logprobs: Tensor | None = None
 
 
+def naive_distill_loss(
+    student_hidden: Tensor,
+    student_head: Tensor | Head,
+    teacher_hidden: Tensor,
+    teacher_head: Tensor | Head,
+    weights: Tensor,
+    *,
+    divergence: str = "jsd",
+    top_k: int | None = None,
+    temperature: float = 1.0,
+    sampled_ids: Tensor | None = None,
+    sampled_logprobs: Tensor | None = None,
+    is_clip: float | None = None,
+    chunk_size: int | None = None,
+) -> DistillOutput:
+    """The oracle: all N x V logits at once, gradients by autograd. No checks, no chunks."""
+    z = as_head(student_head).logits(student_hidden) / temperature  # (N, V)
+    z_teacher = as_head(teacher_head).logits(teacher_hidden).detach() / temperature
+    pair, logprobs = [z.log_softmax(1), z_teacher.log_softmax(1)], [None, None]
+    if sampled_ids is not None:
+        logprobs = [x.detach().gather(1, sampled_ids[:, None])[:, 0] for x in pair]
+    if top_k is not None and top_k < z.shape[1]:
+        top = z.detach().topk(top_k, dim=1).indices
+        for i, x in enumerate(pair):
+            rest = x.scatter(1, top, -math.inf).logsumexp(1, keepdim=True)
+            pair[i] = torch.cat([x.gather(1, top), rest], dim=1)  # (N, top_k + 1)
+    log_p, log_q = pair
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    terms = {"forward": [(log_q, log_p)], "reverse": [(log_p, log_q)]}
+    terms["jsd"] = [(log_p, log_m), (log_q, log_m)]
+    kls = [(a.exp() * (a - b)).sum(1) for a, b in terms[divergence]]  # KL(a || b)
+    value = sum(kls) / len(kls)
+    if is_clip is not None:
+        weights = weights * (logprobs[0] - sampled_logprobs).exp().clamp(max=is_clip)
+    return DistillOutput((weights.to(z.dtype) * value).sum(), value.detach(), *logprobs)
+
+
 def distill_loss(
     student_hidden: Tensor,
     student_head: Tensor | Head,
@@ -90,8 +127,8 @@ def distill_loss(
     student_hidden (N, D) and student_head (V, D), or a Head's weight and bias, receive gradients;
     teacher_hidden (N, D') and teacher_head (V, D') do not. weights (N,) hold masks and normalisers:
     a row of weight 0 gets its divergence and no gradient. Products run in the dtype of the hidden
-    states (float32, bfloat16, float64; autocast is ignored), all else in float32 (float64). A head
-    of another dtype is cast for the products, its gradient adds up in float32. Backward runs once.
+    states (float32, bfloat16, float64; autocast is ignored), all else in `wide_dtype`. A head of
+    another dtype is cast for the products, its gradient adds up in float32. Backward runs once.
 
     top_k: compare the student's top_k tokens one by one and all others as one bucket.
     temperature: divides the logits of both sides.
@@ -107,14 +144,15 @@ def distill_loss(
     per_token = dict(weights=weights, sampled_ids=sampled_ids, sampled_logprobs=sampled_logprobs)
     numbers = dict(top_k=top_k, temperature=temperature, is_clip=is_clip, chunk_size=chunk_size)
     check(sides, per_token, divergence, **numbers)
-    (hidden, head), gradients = sides[0], new_gradients(*sides[0])
+    hidden, head = sides[0]
+    gradients = new_gradients(hidden, head)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        sides = [(x, w.at(temperature, x.dtype)) for x, w in sides]
+        cast = [(x, w.at(temperature, x.dtype)) for x, w in sides]
         weights = weights.to(wide_dtype(hidden))
         loss, values = weights.new_zeros(()), weights.new_empty(1 + len(sides), len(hidden))
         for rows, trained in chunks(weights, chunk_size):
             ids = None if sampled_ids is None else sampled_ids[rows]
-            chunk = [(x[rows], w) for x, w in sides]
+            chunk = [(x[rows], w) for x, w in cast]
             values[:, rows], gradient = _differentiate(chunk, ids, divergence, top_k)
             if trained:
                 factor = weights[rows]
@@ -122,7 +160,7 @@ def distill_loss(
                     ratio = (values[1, rows] - sampled_logprobs[rows]).exp()
                     factor = factor * ratio.clamp(max=is_clip)
                 loss += (factor * values[0, rows]).sum()
-                _add_gradients(gradients, gradient, factor[:, None], rows, *sides[0])
+                _add_gradients(gradients, gradient, factor[:, None], rows, *cast[0])
             del gradient  # before the next chunk takes its memory
     loss = PrecomputedGradients.apply(loss, gradients, hidden, head.weight, head.bias)
     return DistillOutput(loss, values[0], *([] if sampled_ids is None else values[1:]))
@@ -143,44 +181,6 @@ def nll_loss(
     return distill_loss(student_hidden, student_head, None, None, weights, **fixed, **options)
 
 
-def naive_distill_loss(
-    student_hidden: Tensor,
-    student_head: Tensor | Head,
-    teacher_hidden: Tensor,
-    teacher_head: Tensor | Head,
-    weights: Tensor,
-    *,
-    divergence: str = "jsd",
-    top_k: int | None = None,
-    temperature: float = 1.0,
-    sampled_ids: Tensor | None = None,
-    sampled_logprobs: Tensor | None = None,
-    is_clip: float | None = None,
-    chunk_size: int | None = None,
-) -> DistillOutput:
-    """The oracle: all N x V logits at once, gradients by autograd. No checks, no chunks."""
-    z = as_head(student_head).logits(student_hidden) / temperature  # (N, V)
-    with torch.no_grad():
-        z_teacher = as_head(teacher_head).logits(teacher_hidden) / temperature
-    pair, logprobs = [z.log_softmax(1), z_teacher.log_softmax(1)], [None, None]
-    if sampled_ids is not None:
-        logprobs = [x.detach().gather(1, sampled_ids[:, None])[:, 0] for x in pair]
-    if top_k is not None and top_k < z.shape[1]:
-        top = z.detach().topk(top_k, dim=1).indices
-        for i, x in enumerate(pair):
-            rest = x.scatter(1, top, -math.inf).logsumexp(1, keepdim=True)
-            pair[i] = torch.cat([x.gather(1, top), rest], dim=1)  # (N, top_k + 1)
-    log_p, log_q = pair
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    terms = {"forward": [(log_q, log_p)], "reverse": [(log_p, log_q)]}
-    terms = (terms | {"jsd": [(log_p, log_m), (log_q, log_m)]})[divergence]
-    value = sum((a.exp() * (a - b)).sum(1) for a, b in terms) / len(terms)  # mean of KL(a || b)
-    weights = weights.to(z.dtype)
-    if is_clip is not None:
-        weights = weights * (logprobs[0] - sampled_logprobs).exp().clamp(max=is_clip)
-    return DistillOutput((weights * value).sum(), value.detach(), *logprobs)
-
-
 def chunks(weights: Tensor, chunk_size: int | None) -> Iterator[tuple[Tensor, bool]]:
     """Row numbers, and whether they train: rows of weight 0 may hold NaN, and 0 * NaN is NaN."""
     size = chunk_size or CHUNK_SIZE.get(weights.device.type, CHUNK_SIZE["cpu"])
@@ -190,7 +190,7 @@ def chunks(weights: Tensor, chunk_size: int | None) -> Iterator[tuple[Tensor, bo
 
 
 def _differentiate(sides, ids, divergence, top_k):
-    """(1 + sides, n): D, each side's log p(ids); (n, V): the gradient by scale * (h W^T + b)."""
+    """(1 + sides, n): D, each side's log p(ids); (n, V): dD / d(scale * (h W^T + b))."""
     z, *z_teacher = logits = [head.logits(hidden) for hidden, head in sides]
     values = [z.new_zeros(len(z)) for _ in sides]
     if ids is not None:
@@ -218,13 +218,13 @@ def _compare(z, z_teacher, divergence):
         return _kl(p, log_ratio.neg_())
     # log p - log m = log 2 - log(1 + q / p), finite even where p or q underflows
     log_p_m = softplus(log_ratio, threshold=40).neg_().add_(math.log(2))
-    kl_q_m = log_ratio.add_(log_p_m).mul_(q).sum(1)
-    kl_p_m, gradient = _kl(p, log_p_m)  # what the gradient gets through m cancels
+    kl_q_m = log_ratio.add_(log_p_m).mul_(q).sum(1)  # log q - log m, times q
+    kl_p_m, gradient = _kl(p, log_p_m)  # as if m were constant: the terms through m cancel
     return (kl_p_m + kl_q_m) / 2, gradient.div_(2)
 
 
 def _kl(p, a):
-    """For a = log p - log r: KL(p || r) = sum p a, and its gradient by z, p (a - sum p a)."""
+    """For a = log p - log r: KL(p || r) = sum p a, and its d/dz: p (a - sum p a)."""
     value = a.mul_(p).sum(1)
     return value, a.sub_(p.mul_(value[:, None]))  # a is p a by now
 
@@ -232,20 +232,20 @@ def _kl(p, a):
 def _compare_top_k(z, z_teacher, divergence, top_k):
     """As `_compare`, on the student's top_k tokens and one bucket of all others. Uses up both."""
     top, few = z.topk(top_k, dim=1).indices, []  # the choice of tokens is not differentiated
-    for x in (z_teacher, z):
+    for x in (z_teacher, z):  # the student last: `in_bucket` is needed below
         kept = x.gather(1, top)
         # over the others alone: log(1 - sum of the top) is off by nats where the top has nearly all
-        share, rest = _softmax(x.scatter_(1, top, -math.inf))
+        in_bucket, rest = _softmax(x.scatter_(1, top, -math.inf))
         few.append(torch.cat([kept, rest[:, None].to(x.dtype)], dim=1))  # (n, top_k + 1)
     value, gradient = _compare(few[1], few[0], divergence)
     # the bucket's gradient reaches its tokens by their shares of it
-    return value, share.mul_(gradient[:, top_k:]).scatter_(1, top, gradient[:, :top_k])
+    return value, in_bucket.mul_(gradient[:, top_k:]).scatter_(1, top, gradient[:, :top_k])
 
 
 def _softmax(z):
-    """softmax(z) and log sum exp(z), (n,) in float64, as max z - log max softmax(z)."""
+    """softmax(z) and log sum exp(z), (n,), which is max z - log max softmax(z)."""
     p = z.softmax(1)
-    return p, z.amax(1).double() - p.amax(1).double().log()
+    return p, z.amax(1).double() - p.amax(1).double().log()  # in float32 KL(p, p) would be 1e-7
 
 
 def new_gradients(hidden: Tensor, head: Head) -> list[Tensor | None]:
@@ -258,7 +258,7 @@ def new_gradients(hidden: Tensor, head: Head) -> list[Tensor | None]:
 
 
 def _add_gradients(gradients, gradient, factor, rows, hidden, head):
-    """gradient, (n, V), is by scale * (h W^T + b); factor, (n, 1), multiplies its rows."""
+    """gradient, (n, V), is d/d(scale * (h W^T + b)); factor, (n, 1), multiplies its rows."""
     gradient.mul_(factor * head.scale)
     of_hidden, of_weight, of_bias = gradients
     if of_hidden is not None:
@@ -289,13 +289,13 @@ def as_head(head: Tensor | Head) -> Head:
     return head if isinstance(head, Head) else Head(head)
 
 
-def wide_dtype(x: Tensor) -> torch.dtype:
+def wide_dtype(x: Tensor) -> torch.dtype:  # float64 for float64 alone
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def check(sides, per_token, divergence, **positive) -> None:
     """ValueError where arguments of `distill_loss` do not fit. per_token: tensors (N,) by name."""
-    hidden, (n, v) = sides[0][0], map(len, (sides[0][0], sides[0][1].weight))
+    hidden, n, v = sides[0][0], len(sides[0][0]), len(sides[0][1].weight)
     tensors = [(name, x, (n,)) for name, x in per_token.items()]
     for side, (x, w) in zip(("student", "teacher"), sides, strict=False):
         tensors += [(f"{side}_hidden", x, (n, x.shape[-1])), (f"{side}_head.bias", w.bias, (v,))]

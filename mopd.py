@@ -7,8 +7,8 @@
 
 D is the Jensen-Shannon divergence by default (directions: loss.py); w holds one normaliser for the
 whole step. A *success* is right and stopped by itself, a *failure* wrong and stopped. A truncated
-rollout is neither: it is never shown to others, learns from their peers as a wrong one does, and
-has reward 0 in grpo. `plan` decides what each method learns. About the paper: docs/deviations.md.
+rollout is neither: it is never shown to others, learns from peers like a wrong one, and has reward
+0 in grpo. `plan` decides what each method learns. About the paper: docs/deviations.md.
 
     attempts = sample(student, tokenizer, problems, k=8, task="math", ...)
     plan(attempts, method="mopd", peers="contrastive", ...)
@@ -57,13 +57,13 @@ class Attempt:
     """One rollout with its verdict, its peers, the teacher's prompt and its weight in the loss."""
 
     problem: Problem
-    group: int
+    group: int  # index into the step's problems
     rollout: rollout.Rollout
-    text: str
+    text: str  # of the completion, thoughts included
     verdict: Verdict
     peers: Peers = Peers((), ())  # positions in the step's list of attempts
     feedback: str = ""
-    teacher_text: str = ""
+    teacher_text: str = ""  # for people; the teacher reads teacher_ids
     teacher_ids: list[int] = field(default_factory=list)
     weight: float = 0.0  # of each token before the normaliser; negative for a bad grpo rollout
 
@@ -139,13 +139,13 @@ def sample(
         flat = [(g, r) for g, group in zip(mine, groups, strict=True) for r in group]
         # Without the stop token: not every one of them is special, so decoding would not skip it.
         said = [(r.ids[:-1] if r.stopped else r.ids, r.prompt_ids) for _, r in flat]
-        texts = [completion_text(tokenizer, *ids) for ids in said]
-        shown = [peer_context.strip_thinking(text) for text in texts]  # what peers show is judged
+        texts = [completion_text(tokenizer, ids, prompt) for ids, prompt in said]
+        shown = [peer_context.strip_thinking(text) for text in texts]  # judge what peers will show
         answers = [problems[g].answer for g, _ in flat]
         verdicts = verify_batch(task, shown, answers, workers=parallel.workers())
-        found = parallel.gather(list(zip(flat, texts, verdicts, strict=True)))
-    found.sort(key=lambda item: item[0][0])
-    return [Attempt(problems[g], g, r, text, verdict) for (g, r), text, verdict in found]
+        verified = parallel.gather(list(zip(flat, texts, verdicts, strict=True)))
+    verified.sort(key=lambda item: item[0][0])  # by group: each process had some of them
+    return [Attempt(problems[g], g, r, text, verdict) for (g, r), text, verdict in verified]
 
 
 # --- 2. what each method learns from a rollout ---
@@ -159,16 +159,16 @@ def plan(attempts, *, method, peers="contrastive", feedback=True, seed=0) -> Non
     mopd positive      weight 0             feedback                 two successes
     sdpo               weight 0             feedback                 one success
     opd                the bare problem, in every case (an external teacher)
-    grpo               no teacher: weight = (r - group mean) / (group std + 1e-4)
+    grpo               no teacher: weight = (r - group mean) / (group's population std + 1e-4)
     rft                no teacher: weight 1 for a success, else 0
 
-    Peers are up to so many: attempts that were truncated or say nothing are never shown. Feedback
-    is the verifier's on the rollout itself; `feedback=False` leaves it out of mopd. A rollout with
+    The numbers are maxima: attempts that were truncated or say nothing are never shown. Feedback is
+    the verifier's on the rollout itself; `feedback=False` leaves it out of mopd. A rollout with
     neither peers nor feedback has weight 0. Controls: see peer_context.choose_control. seed:
     another one for each step.
     """
     texts = [peer_context.strip_thinking(a.text) for a in attempts]
-    told = {
+    lists = {
         "correct": [a.success for a in attempts],
         "usable": [a.rollout.stopped and bool(t) for a, t in zip(attempts, texts, strict=True)],
         "texts": texts,
@@ -177,14 +177,14 @@ def plan(attempts, *, method, peers="contrastive", feedback=True, seed=0) -> Non
     for i, a in enumerate(attempts):
         if method in ("mopd", "sdpo"):
             kind = "sdpo" if method == "sdpo" else peers
-            told["seed"] = (seed, a.problem.key)
+            options = dict(i=i, seed=(seed, a.problem.key), **lists)
             successes, failures = SLOTS.get(kind, SLOTS["contrastive"])
-            a.peers = like = choose_peers(i=i, n_success=successes, n_failure=failures, **told)
+            a.peers = usual = choose_peers(n_success=successes, n_failure=failures, **options)
             if kind not in SLOTS:
-                a.peers = choose_control(kind, i=i, **told)
+                a.peers = choose_control(kind, usual, **options)
             # a control shows feedback exactly where contrastive would
-            alone = not a.success and not like.successes
-            a.feedback = a.verdict.feedback if alone and (feedback or method == "sdpo") else ""
+            no_success = not a.success and not usual.successes
+            a.feedback = a.verdict.feedback if no_success and (feedback or method == "sdpo") else ""
             a.weight = float(bool(a.peers.successes or a.peers.failures or a.feedback))
         elif method == "opd":
             a.weight = 1.0
@@ -199,13 +199,13 @@ def plan(attempts, *, method, peers="contrastive", feedback=True, seed=0) -> Non
 
 
 def write_contexts(
-    attempts, teacher: Teacher, *, peer_tokens: int, longest: int, layout: str = "turn"
+    attempts, teacher: Teacher, *, peer_tokens: int, max_tokens: int, layout: str = "turn"
 ) -> dict[str, int]:
     """Fill in teacher_text and teacher_ids of attempts with a weight; returns counts.
 
     layout: how the peers are written, see peer_context.teacher_messages. Each peer is cut to
     `peer_tokens` (head and tail kept). While the teacher's prompt and the completion exceed
-    `longest` tokens, a peer is dropped: extra successes first, then the failure, the first success,
+    `max_tokens`, a peer is dropped: extra successes first, then the failure, the first success,
     the feedback; the problem and the instruction are never cut. Weight 0: no peer or feedback is
     left, it is still too long, or the completion has an id beyond teacher.vocabulary. Counts: peers
     shortened, peers or feedback dropped, tokens of all contexts.
@@ -215,10 +215,10 @@ def write_contexts(
     bodies = {j: peer_body(attempts[j].text, teacher.tokenizer, peer_tokens) for j in shown}
     for a in (a for a in attempts if a.weight):
         feedback = plain_text(teacher.tokenizer, a.feedback)
-        # the last one is dropped first
         kept = [*a.peers.successes[:1], *a.peers.failures, *a.peers.successes[1:]]
         counts["peers_shortened"] += sum(bodies[j][1] for j in kept)
-        planned_bare = not (kept or feedback)  # opd
+        kept = ["feedback"] * bool(feedback) + kept  # the last one is dropped first
+        planned_bare = not kept  # opd
         while True:
             successes = tuple(j for j in a.peers.successes if j in kept)
             failures = tuple(j for j in a.peers.failures if j in kept)
@@ -227,20 +227,17 @@ def write_contexts(
                 a.problem.prompt,
                 successes=[bodies[j][0] for j in successes],
                 failures=[bodies[j][0] for j in failures],
-                feedback=feedback,
+                feedback=feedback if "feedback" in kept else "",
             )
             ids = chat_ids(teacher.tokenizer, a.problem.system, messages)
-            fits = len(ids) + len(a.rollout.ids) <= longest
-            if fits or not (kept or feedback):
+            fits = len(ids) + len(a.rollout.ids) <= max_tokens
+            if fits or not kept:
                 break
             counts["peers_dropped"] += 1
-            if kept:
-                kept.pop()
-            else:
-                feedback = ""
+            kept.pop()
         a.peers = replace(a.peers, successes=successes, failures=failures)
         known = max(a.rollout.ids) < teacher.vocabulary
-        if fits and known and (planned_bare or kept or feedback):
+        if fits and known and (planned_bare or kept):
             a.teacher_text, a.teacher_ids = peer_context.readable(messages), ids
             counts["context_tokens"] += len(ids)
         else:
@@ -249,7 +246,7 @@ def write_contexts(
 
 
 def peer_body(text: str, tokenizer, budget: int) -> tuple[str, bool]:
-    """(the text without thoughts and special tokens, of at most `budget` tokens; was it cut?)."""
+    """(the text without thoughts and special tokens, see peer_context.shorten; was it cut?)."""
     text = plain_text(tokenizer, peer_context.strip_thinking(text))
     encode = functools.partial(tokenizer.encode, add_special_tokens=False)
     return peer_context.shorten(text, budget, encode, tokenizer.decode)
@@ -278,7 +275,8 @@ def microbatches(attempts, budget: int, prompt=longer_prompt, model=None) -> lis
         if batches and (len(batches[-1]) + 1) * longest <= budget:
             batches[-1].append(a)
         else:
-            batches, longest = [*batches, [a]], size
+            batches.append([a])
+            longest = size
     return batches
 
 
@@ -330,10 +328,10 @@ def backward(
 
     The normaliser is taken over the whole step before the first backward pass, so the gradients of
     the micro-batches, and of the processes, simply add up. reduction "token": the number of
-    completion tokens; "sequence": the number of attempts, each by its mean token. It counts the
-    attempts of weight other than 0; for grpo all, so that a group of equal rewards dilutes the step
-    instead of raising the others' share. Without any the loss is 0, without a gradient.
-    temperature: the sampler's, above 0. is_clip: exact for top_p = 1. Metrics: docs/metrics.md.
+    completion tokens; "sequence": the number of attempts, each by its mean token. Only attempts
+    with a weight count; for grpo all, so that a group of equal rewards dilutes the step instead of
+    raising the others' share. Where none counts, the loss is 0 and there is no gradient.
+    temperature: the sampler's, above 0. is_clip: exact only for top_p = 1. Metrics: docs/metrics.md
     """
     teaches, seconds = method not in NO_TEACHER, {} if seconds is None else seconds
     counted = attempts if method == "grpo" else [a for a in attempts if a.weight]
@@ -369,18 +367,18 @@ def my_microbatches(attempts, budget: int, prompt, model, parts: Parts) -> list[
         attempts = [a for batch in microbatches(attempts, budget) for a in batch]
     shares = [attempts[rank :: parallel.world()] for rank in range(parallel.world())]
     lists = [parts.microbatches(share, budget, prompt, model) for share in shares]
-    [mine] = parallel.share(lists)
+    [mine] = parallel.share(lists)  # the list of this rank
     missing = max(map(len, lists)) - len(mine)
-    # One of ours, or rank 0's only one: the teacher's pass has its states, too.
+    # Padding is an attempt whose teacher states this rank has: its own or, without any, rank 0's.
     return mine + [[replace((mine or lists[0])[-1][-1], weight=0.0)] for _ in range(missing)]
 
 
 @torch.no_grad()
 def teacher_states(teacher: Teacher, attempts, budget: int, autocast, parts) -> dict:
-    """{id(a.rollout), which padding copies share: the teacher's final hidden states (T, D)}.
+    """{id(a.rollout): the teacher's final hidden states (T, D)}; padding copies share a rollout.
 
     A pass of its own, before the student's: the teacher reads longer rows, so its micro-batches
-    hold fewer, and equal contexts stand side by side.
+    hold fewer, and equal contexts stand side by side. The price: N x D for the whole step.
     """
     found = {}
     for batch in my_microbatches(attempts, budget, teacher_prompt_ids, teacher.model, parts):
@@ -408,13 +406,14 @@ def student_loss(student, teacher, batch, states: dict, targets, options: dict, 
     """(loss, the loss function's output) of a micro-batch. states: of `teacher_states`, or none."""
     ids, sampled, weights = targets
     prompts, completions = [a.rollout.prompt_ids for a in batch], [a.rollout.ids for a in batch]
-    hidden, matrix = parts.hidden_states(student, prompts, completions), head(student)
+    hidden = parts.hidden_states(student, prompts, completions)
     options = options | dict(sampled_logprobs=sampled)
     if not states:
-        out = parts.nll_loss(hidden, matrix, ids, weights, **options)
+        out = parts.nll_loss(hidden, head(student), ids, weights, **options)
     else:
-        theirs = torch.cat([states[id(a.rollout)] for a in batch])
         rows = slice(teacher.vocabulary)  # the padding of differently padded heads is left out
-        own, its = matrix[rows], head(teacher.model)[rows]
-        out = parts.distill_loss(hidden, own, theirs, its, weights, sampled_ids=ids, **options)
-    return out.loss, out
+        student_head, teacher_head = head(student)[rows], head(teacher.model)[rows]
+        teacher_hidden = torch.cat([states[id(a.rollout)] for a in batch])
+        sides = (hidden, student_head, teacher_hidden, teacher_head)
+        out = parts.distill_loss(*sides, weights, sampled_ids=ids, **options)
+    return out.loss, out  # the loss by itself: FSDP looks there for what backward will start from

@@ -18,6 +18,7 @@ with the same text as the rollout or as another peer is the last choice. The wor
 """
 
 import random
+import re
 from dataclasses import dataclass
 
 SUCCESS = "\n\nA correct solution to this problem:\n\n"
@@ -25,21 +26,19 @@ ANOTHER_SUCCESS = "\n\nAnother correct solution to this problem:\n\n"
 FAILURE = "\n\nAn incorrect attempt at this problem, whose mistake must not be repeated:\n\n"
 FEEDBACK = "\n\nWhat was wrong with your own earlier attempt:\n\n"
 INSTRUCTION = "\n\nNow solve the original problem correctly, in the required form."
-# For turns. Feedback is about the rollout to be scored, which is never shown. A failure may stand
-# just before it: "another attempt" says that it is not about that one.
+# For turns. Feedback is about the rollout to be scored, which is never shown. "another attempt"
+# keeps it apart from the failure that may stand just before it.
 RIGHT, WRONG = "That is right. ", "That is wrong. "
 TURN_FEEDBACK = "\n\nWhat was wrong with another attempt of yours, which is not shown here:\n\n"
 LAYOUTS = ("turn", "turns")
 # What a completion says when it has learnt to speak of peers that its reader never saw. Not among
 # them: "the other solution" (of an equation), "the given solution" (in a flask), "the original
 # problem", which ordinary answers say too.
-LEAK_PHRASES = tuple(
-    "correct solution to this problem, previous solution, earlier solution, reference solution, "
-    "previous attempt, earlier attempt, failed attempt, failed solution, incorrect attempt, "
-    "mistake must not be repeated, another attempt of yours, that is right., that is wrong.".split(
-        ", "
-    )
-)
+LEAK_PHRASES = (
+    "correct solution to this problem|previous solution|earlier solution|reference solution|"
+    "previous attempt|earlier attempt|failed attempt|failed solution|incorrect attempt|"
+    "mistake must not be repeated|another attempt of yours|that is right.|that is wrong."
+).split("|")
 
 
 @dataclass(frozen=True)
@@ -62,33 +61,32 @@ def choose_peers(
     problem; default one for all. Slots that cannot be filled stay empty.
 
     `seed` fixes one random order of the group's successes and one of its failures; every rollout
-    takes the first of them that it may. So each rollout's peers are a uniform draw (but for equal
-    texts), and most contexts of a group are the same, which runtime/ reads only once. Use another
-    seed for each run, step and problem, e.g. the tuple of them. Raises ValueError for an index
-    outside the group or lists of different lengths.
+    takes the first allowed ones. So its peers are a uniform draw (but for equal texts), and most
+    contexts of a group are equal: runtime/ reads those once. Use another seed for each run, step
+    and problem, e.g. the tuple of them. Raises ValueError for an index outside the lists or lists
+    of different lengths.
     """
     n = len(correct)
     usable, group = usable or [True] * n, group or [None] * n
     texts = texts or list(range(n))
     if not 0 <= i < n or not n == len(usable) == len(texts) == len(group):
-        raise ValueError(
-            f"choose_peers: i={i}, {n} verdicts, {len(usable)} usable, {len(texts)} texts"
-        )
+        lengths = f"{len(usable)} usable, {len(texts)} texts, {len(group)} groups"
+        raise ValueError(f"choose_peers: i={i}, {n} verdicts, {lengths}")
     mates = [j for j in range(n) if usable[j] and group[j] == group[i]]
 
-    def others(verdict):
+    def in_order(verdict):
         order = [j for j in mates if bool(correct[j]) is verdict]
         # Shuffle first, leave i out afterwards: all rollouts of the group share one order.
         random.Random(repr((seed, verdict))).shuffle(order)
         return [j for j in order if j != i]
 
-    successes = distinct_first(others(True), n_success, texts, taken=[texts[i]])
+    successes = distinct_first(in_order(True), n_success, texts, taken=[texts[i]])
     shown = [texts[i], *(texts[j] for j in successes)]
-    return Peers(successes, distinct_first(others(False), n_failure, texts, taken=shown))
+    return Peers(successes, distinct_first(in_order(False), n_failure, texts, taken=shown))
 
 
 def distinct_first(order, n, texts, *, taken=()) -> tuple[int, ...]:
-    """The first n of `order`; those whose text has come before or is in `taken` count as last."""
+    """The first n of `order`, in which repeats of a text, or of one in `taken`, move to the end."""
     seen, fresh, repeats = set(taken), [], []
     for j in order:
         (repeats if texts[j] in seen else fresh).append(j)
@@ -97,30 +95,29 @@ def distinct_first(order, n, texts, *, taken=()) -> tuple[int, ...]:
 
 
 def draw(candidates, n, texts, rng, *, taken=()) -> tuple[int, ...]:
-    """Up to n of the candidates, uniformly at random but for `distinct_first`."""
+    """Up to n of the candidates: shuffled, then `distinct_first`."""
     order = list(candidates)
     rng.shuffle(order)
     return distinct_first(order, n, texts, taken=taken)
 
 
-def choose_control(kind, group, correct, i, *, usable, texts, seed=0) -> Peers:
-    """An ablation: up to as many peers as contrastive would show, other ones.
+def choose_control(kind, contrastive, correct, i, *, usable, texts, group, seed=0) -> Peers:
+    """An ablation: up to as many peers as `contrastive`, the peers that i would have, has.
 
-    "random": drawn from the group whatever the verdict, with the labels that contrastive would
-    show. "unrelated": successes of other problems, labelled successes. "success_only": the failure
+    "random": drawn from the group whatever the verdict, with the labels of contrastive's.
+    "unrelated": successes of other problems, labelled successes. "success_only": the failure
     becomes one more success. The lists run over the whole step, otherwise the arguments are those
     of choose_peers. Slots that cannot be filled stay empty, counted in `empty`.
     """
     members = [j for j in range(len(correct)) if group[j] == group[i]]
-    told = {"usable": usable, "texts": texts, "group": group, "seed": seed}
-    like = choose_peers(correct, i, n_success=2, n_failure=1, **told)
-    slots = len(like.successes) + len(like.failures)
+    n_success = len(contrastive.successes)
+    slots = n_success + len(contrastive.failures)
     # By i's place in its group: i itself would change with the order of the problems in the step.
     rng = random.Random(repr((seed, members.index(i), kind)))
     others = [j for j in members if j != i and usable[j]]
     if kind == "random":
         chosen = draw(others, slots, texts, rng, taken=[texts[i]])
-        return Peers(chosen[: len(like.successes)], chosen[len(like.successes) :])
+        return Peers(chosen[:n_success], chosen[n_success:])
     if kind == "unrelated":
         outside = [j for j in range(len(correct)) if group[j] != group[i]]
         candidates = [j for j in outside if usable[j] and correct[j]]
@@ -167,8 +164,8 @@ def teacher_turns(problem, *, successes=(), failures=(), feedback="") -> list[di
             {"role": "assistant", "content": strip_thinking(text)},
         ]
         verdict = after
-    told = TURN_FEEDBACK + feedback if feedback else ""
-    return [*messages, {"role": "user", "content": verdict + problem + told}]
+    note = TURN_FEEDBACK + feedback if feedback else ""
+    return [*messages, {"role": "user", "content": verdict + problem + note}]
 
 
 def teacher_messages(layout, problem, **peers) -> list[dict[str, str]]:
@@ -192,25 +189,21 @@ def strip_thinking(text) -> str:
     all after it.
     """
     while "<think>" in text or "</think>" in text:  # again: removing one pair can make another
-        *closed, rest = text.split("</think>")
-        kept = ""
-        for piece in closed:
-            before, opened, _ = piece.partition("<think>")
-            kept = (kept + before) if opened else ""  # a lone </think> takes all before it
-        text = kept + rest.partition("<think>")[0]
+        text = re.sub(r"(?s)<think>.*?(</think>|\Z)", "", text).rpartition("</think>")[2]
     return text.strip()
 
 
 def leaks(text) -> bool:
     """Whether a completion speaks of peers, by LEAK_PHRASES."""
-    return any(phrase in " ".join(text.lower().split()) for phrase in LEAK_PHRASES)
+    text = " ".join(text.lower().split())
+    return any(phrase in text for phrase in LEAK_PHRASES)
 
 
 def shorten(text, budget, encode, decode) -> tuple[str, bool]:
-    """(text, False) if it has at most `budget` tokens, else (its ends around a mark, True).
+    """(text, False) if it has at most `budget` tokens, else (so many from its ends, True).
 
-    encode: text to token ids; decode: the reverse. The tail is kept because that is where the
-    answer stands.
+    encode: text to token ids; decode: the reverse. A mark stands between the ends. The tail is kept
+    because that is where the answer stands.
     """
     ids = encode(text)
     if len(ids) <= budget:

@@ -130,14 +130,14 @@ def decode(model, prompts, *, counts, uniforms, stop_ids, temperature, top_p, pr
 
 
 def forward(model, ids, padding, past, cache):
-    """Feed `ids` (R, n) after `past` columns of cache, of which padding[r] on the left are padding.
+    """Feed `ids` (R, n) after `past` columns of cache; the first padding[r] of all are padding.
 
     Returns the logits (R, V) of the last column, in the model's dtype, and the cache.
     """
     accepted = inspect.signature(model.forward).parameters
     columns = torch.arange(past + ids.shape[1], device=ids.device)
     options = {}
-    if "position_ids" in accepted:  # counted from the first real token; padding has no position
+    if "position_ids" in accepted:  # counted from the first real token; padding gets 0, not less
         options["position_ids"] = (columns[past:] - padding[:, None]).clamp(min=0)
     if "logits_to_keep" in accepted:  # else the head is computed for all tokens of the prompts
         options["logits_to_keep"] = 1
@@ -148,7 +148,7 @@ def forward(model, ids, padding, past, cache):
 
 
 def cache_argument(model: PreTrainedModel) -> str | None:
-    """What `forward` calls its cache; None if it takes none. transformers 5.24 renamed it."""
+    """The name of model.forward's cache, None without one; transformers 5.24 renamed it."""
     accepted = inspect.signature(model.forward).parameters
     return next((n for n in ("cache", "past_key_values", "cache_params") if n in accepted), None)
 
@@ -160,7 +160,7 @@ def prefill(model, prompts):
     # On the left, so that all rows end in the same column. Any id will do: the mask hides it.
     ids = [[prompt[0]] * n + list(prompt) for prompt, n in zip(prompts, padding, strict=True)]
     ids, padding = (torch.tensor(numbers, device=model.device) for numbers in (ids, padding))
-    cache, size = None, length  # a recurrent state: one pass, and the model makes its cache
+    cache, size = None, length  # recurrent: one pass (some restart the state), its own cache
     if can_pad(model):
         # Made without a config, the cache keeps all columns of sliding layers, too; the model's
         # mask hides those outside the window.
@@ -190,15 +190,15 @@ def can_pad(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config(decoder=True)
     layers = {type(layer) for layer in DynamicCache(config=config).layers}
     accepted = inspect.signature(model.forward).parameters
-    padded = getattr(model, "can_pad", True) and "position_ids" in accepted
-    return padded and layers <= {DynamicLayer, DynamicSlidingWindowLayer}
+    allowed = getattr(model, "can_pad", True) and "position_ids" in accepted
+    return allowed and layers <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
     """The longest sequence that the model can read; None: any.
 
-    A learned table of positions ends. Rotary positions go on; dynamic and long-rope ones rescale
-    all rows by the batch's longest one beyond the original length, which is therefore the limit.
+    A learned table of positions ends. Rotary positions go on, but dynamic and longrope rescale all
+    rows once the longest exceeds the original length: that is the limit.
     """
     config = model.config.get_text_config(decoder=True)
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
@@ -236,7 +236,7 @@ def invert_cdf(weights: Tensor, u: Tensor) -> Tensor:
     upto = blocks.sum(-1).double().cumsum(-1)  # (R, V / BLOCK)
     target = (u * upto[:, -1])[:, None]
     block = torch.searchsorted(upto, target, right=True)
-    block.clamp_(max=upto.shape[1] - 1)  # NaN points past the end; `decode` raises, by its logprob
+    block.clamp_(max=upto.shape[1] - 1)  # NaN would index past the end; `decode` raises for it
     before = torch.where(block > 0, upto.gather(1, (block - 1).clamp_(min=0)), 0.0)
     inside = blocks[torch.arange(rows, device=block.device), block[:, 0]].double().cumsum(-1)
     # The two running sums round apart: keep the target below the end of the block.
@@ -315,8 +315,8 @@ def check(model, prompts, k, max_new_tokens, stop_ids, temperature, top_p, keys,
     encoder = getattr(model.config, "is_encoder_decoder", False)
     require(not encoder, f"{name} has an encoder: generate needs a decoder-only model")
     require(cache_argument(model), f"{name} keeps no past_key_values to expand to k rollouts")
-    for count, value in dict(k=k, max_new_tokens=max_new_tokens, max_rows=max_rows).items():
-        require(value is None or value >= 1, f"{count} must be at least 1, not {value}")
+    for argument, value in dict(k=k, max_new_tokens=max_new_tokens, max_rows=max_rows).items():
+        require(value is None or value >= 1, f"{argument} must be at least 1, not {value}")
     require(temperature >= 0, f"temperature must be 0 (greedy) or positive, not {temperature}")
     require(0 < top_p <= 1, f"top_p must be in (0, 1], not {top_p}")
     require(len(keys) == len(prompts), f"{len(keys)} keys for {len(prompts)} prompts")
@@ -325,6 +325,6 @@ def check(model, prompts, k, max_new_tokens, stop_ids, temperature, top_p, keys,
     for p, prompt in enumerate(prompts):
         require(len(prompt) > 0, f"prompt {p} is empty")
         require(min(prompt) >= 0 and max(prompt) < vocabulary, f"prompt {p} has {outside}")
-        total = f"prompt {p}: {len(prompt)} + {max_new_tokens} new tokens"
+        sizes = f"prompt {p}: {len(prompt)} + {max_new_tokens} new tokens"
         fits = limit is None or len(prompt) + max_new_tokens <= limit
-        require(fits, f"{total} exceed the model's {limit} positions")
+        require(fits, f"{sizes} exceed the model's {limit} positions")

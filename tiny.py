@@ -1,4 +1,4 @@
-"""The embedded default: four made-up worlds, and a tiny student that learns them in minutes.
+"""The embedded default: four made-up worlds, and a tiny student that learns them in a minute.
 
 Needs torch, transformers, tokenizers and peer_context (the warm-up uses the real teacher prompt);
 knows nothing of the training loop, which treats the tiny student like any Hub model: an ordinary
@@ -32,7 +32,6 @@ import random
 import re
 import shutil
 import sys
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -65,12 +64,12 @@ SMALL = dict(
     num_hidden_layers=3,
     num_attention_heads=4,
     num_key_value_heads=4,
-    # of the order of 1 / sqrt(hidden size): with the usual 0.02 attention starts out uniform
+    # with the usual 0.02 learning starts later (benchmarks/README.md)
     initializer_range=0.06,
 )
 # layout: how peers are written in the warm-up, see peer_context.teacher_messages
 WARM_UP = dict(steps=300, batch=24, lr=3e-3, layout="turn")
-PEER_WEIGHT = 0.3
+PEER_WEIGHT = 0.3  # of a peer's token in the loss; a token of the completion has 1
 
 
 # --- the worlds: names of the rules, problem, completion, answer ---
@@ -205,7 +204,9 @@ def problems(task: str, *, seed: int = 0) -> tuple[list[dict], list[dict]]:
 
 
 def build_tokenizer(task: str, instruction: str, verify) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with single tokens for words, rules, numbers and fixed sentences."""
+    """A byte-level tokenizer with single tokens for words, numbers, fixed texts and, but for code,
+    the names of rules.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE({c: n for n, c in enumerate(alphabet)}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -221,7 +222,8 @@ def build_tokenizer(task: str, instruction: str, verify) -> PreTrainedTokenizerF
     if WARM_UP["layout"] == "turns":
         fixed += [peer_context.RIGHT, peer_context.WRONG, peer_context.TURN_FEEDBACK]
     # in code a rule has no name of its own: it is in the token of the fixed text before the number
-    names, values = [] if task == "code" else list(RULES[task]), operands(task)[0][0]
+    names = [] if task == "code" else list(RULES[task])
+    values = operands(task)[0][0]
     variable = [*WORDS, *names, *(str(n) for n in range(200))]
     if task == "science":
         variable += LETTERS.values()
@@ -256,15 +258,16 @@ def warm_up_example(
 ) -> tuple[str, list[dict], list[str], list[bool]]:
     """(problem, conversation, completion of every rule, whether the peers leave it possible).
 
-    Word, operands and true meaning are random. There are up to two successes and three failures; in
-    a tenth of the examples they are about another word and tell nothing about this one. A quarter
-    of the examples without success have the verifier's feedback on a wrong attempt.
+    Word, operands and true meaning are random. There are up to two successes and three failures. In
+    a tenth of the examples they are about another word and tell nothing about this one (of
+    successes 300 steps do not teach that: docs/results.md). A quarter of the examples without
+    success have the verifier's feedback on a wrong attempt.
     """
     values = rng.choice(sum(operands(task), []))
     word, truth = rng.choice(WORDS), rng.choice(list(RULES[task]))
-    seen = {rule: outcome(task, rule, values) for rule in RULES[task]}
-    right = [rule for rule in seen if seen[rule] == seen[truth]]
-    wrong = [rule for rule in seen if seen[rule] != seen[truth]]
+    outcomes = {rule: outcome(task, rule, values) for rule in RULES[task]}
+    right = [rule for rule in outcomes if outcomes[rule] == outcomes[truth]]
+    wrong = [rule for rule in outcomes if outcomes[rule] != outcomes[truth]]
     n_success, n_failure = rng.choice(
         [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (2, 0), (2, 1)]
     )
@@ -274,19 +277,22 @@ def warm_up_example(
         [completion(task, subject, rule, values) for rule in rules]
         for rules in (successes, failures)
     ]
-    ruled_out, feedback = {seen[rule] for rule in failures if subject == word}, ""
+    ruled_out = {outcomes[rule] for rule in failures if subject == word}
+    feedback = ""
     if not successes and rng.random() < 0.25:
-        own = rng.choice(wrong)
-        feedback = feedback_on(task, own, values, verify)
+        tried = rng.choice(wrong)
+        feedback = feedback_on(task, tried, values, verify)
         if task != "tool":  # whose feedback is the same for every wrong action
-            ruled_out.add(seen[own])
+            ruled_out.add(outcomes[tried])
     text = problem(task, word, values)
     messages = peer_context.teacher_messages(
         WARM_UP["layout"], text, successes=shown[0], failures=shown[1], feedback=feedback
     )
-    rule_is_shown = successes and subject == word
-    possible = [rule in right if rule_is_shown else seen[rule] not in ruled_out for rule in seen]
-    return text, messages, [completion(task, word, rule, values) for rule in seen], possible
+    if successes and subject == word:
+        possible = [rule in right for rule in outcomes]
+    else:
+        possible = [result not in ruled_out for result in outcomes.values()]
+    return text, messages, [completion(task, word, rule, values) for rule in outcomes], possible
 
 
 @functools.lru_cache(maxsize=None)
@@ -298,67 +304,60 @@ def feedback_on(task: str, rule: str, values: tuple[int, ...], verify) -> str:
     return verify(task, attempt, answer(task, other, values)).feedback
 
 
-@dataclass
-class Row:
-    """A tokenized warm-up example. The completions of the ten rules first differ at `position`."""
+@functools.lru_cache(maxsize=None)
+def rule_tokens(task: str, tokenizer) -> tuple[int, list[int]]:
+    """(where the completions of the ten rules first differ, their tokens there).
 
-    prompt: list[int]
-    untrained: int  # first tokens of the prompt, which get no loss: system message and problem
-    completion: list[int]  # of a rule drawn at random
-    position: int  # in the completion
-    tokens: list[int]  # (10,) of the rules at this position
-    possible: list[bool]  # (10,)
+    Both are the same for all words and operands, each of which is one token.
+    """
+    texts = [completion(task, WORDS[0], rule, operands(task)[0][0]) for rule in RULES[task]]
+    ways = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    position = next(n for n in range(len(ways[0])) if len({way[n] for way in ways}) > 1)
+    return position, [way[position] for way in ways]
 
 
 def warm_up_batch(
     task: str, tokenizer, instruction: str, verify, size: int, rng: random.Random
 ) -> tuple[torch.Tensor, ...]:
-    """`size` examples as `warm_up_tensors` returns them.
+    """`size` examples, padded: (ids, weights, where, posterior).
+
+    ids (B, L); weights of the targets ids[:, 1:] (B, L - 1); position that predicts the rule (B,);
+    the posterior over the ten rules (B, 10).
 
     The completion names a rule drawn at random, so that the student stays consistent after any
-    start. At the position of the rule the target is the posterior over the ten rules instead of
-    that token. The peers are predicted too, with weight PEER_WEIGHT: they are more examples of how
-    an answer follows from a rule.
+    start. At the position of the rule the target is the posterior instead of that token. The peers
+    are predicted too, with weight PEER_WEIGHT: they are more examples of how an answer follows from
+    a rule. The system message and the problem are not.
     """
     system = {"role": "system", "content": instruction}
     examples = [warm_up_example(task, verify, rng) for _ in range(size)]
-    texts = []
-    for text, messages, completions, _ in examples:
-        prompt = tokenizer.apply_chat_template(
-            [system, *messages], tokenize=False, add_generation_prompt=True
-        )
-        texts += [prompt, text, *completions]
-    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
-    rows, user_token = [], tokenizer.convert_tokens_to_ids("<|user|>")
-    for _, _, completions, possible in examples:
-        prompt, text, ways = next(encoded), next(encoded), [next(encoded) for _ in completions]
-        position = next(n for n in range(len(ways[0])) if len({way[n] for way in ways}) > 1)
+    chats = tokenizer.apply_chat_template(
+        [[system, *messages] for _, messages, _, _ in examples],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    chosen = [rng.choice(completions) + END for _, _, completions, _ in examples]
+    encode = functools.partial(tokenizer, add_special_tokens=False, return_attention_mask=False)
+    texts, prompts, endings = (
+        encode(strings)["input_ids"] for strings in ([e[0] for e in examples], chats, chosen)
+    )
+    length = max(len(p) + len(e) for p, e in zip(prompts, endings, strict=True))
+    user_token = tokenizer.convert_tokens_to_ids("<|user|>")
+    position, _ = rule_tokens(task, tokenizer)
+    ids, weights, where = [], [], []
+    for text, prompt, ending in zip(texts, prompts, endings, strict=True):
+        padding = [0] * (length - len(prompt) - len(ending))
         untrained = prompt.index(user_token) + 1 + len(text)
-        tokens, chosen = [way[position] for way in ways], rng.choice(ways)
-        chosen = [*chosen, tokenizer.eos_token_id]
-        rows.append(Row(prompt, untrained, chosen, position, tokens, possible))
-    return warm_up_tensors(rows, tokenizer.pad_token_id)
-
-
-def warm_up_tensors(rows: list[Row], pad: int) -> tuple[torch.Tensor, ...]:
-    """Padded tensors of these examples: (ids, weights, where, tokens, posterior).
-
-    ids (B, L); weights of the plain targets (B, L - 1); position that predicts the rule (B,); the
-    ten rules' tokens there (B, 10); the posterior over the rules (B, 10).
-    """
-    length = max(len(row.prompt) + len(row.completion) for row in rows)
-    ids, weights = torch.full((len(rows), length), pad), torch.zeros(len(rows), length - 1)
-    where = torch.tensor([len(row.prompt) - 1 + row.position for row in rows])
-    for n, row in enumerate(rows):
+        of_peers = [PEER_WEIGHT] * (len(prompt) - untrained)
+        of_ending = [1.0] * len(ending)
+        of_ending[position] = 0.0
+        ids.append(prompt + ending + padding)
         # shifted by one: position t predicts token t + 1
-        start, end = len(row.prompt) - 1, len(row.prompt) - 1 + len(row.completion)
-        ids[n, : end + 1] = torch.tensor(row.prompt + row.completion)
-        weights[n, row.untrained - 1 : start] = PEER_WEIGHT
-        weights[n, start:end] = 1.0
-        weights[n, where[n]] = 0.0
-    tokens = torch.tensor([row.tokens for row in rows])
-    posterior = torch.tensor([row.possible for row in rows]).float()
-    return ids, weights, where, tokens, posterior / posterior.sum(1, keepdim=True)
+        weights.append([0.0] * (untrained - 1) + of_peers + of_ending + padding)
+        where.append(len(prompt) - 1 + position)
+    posterior = torch.tensor([possible for *_, possible in examples]).float()
+    posterior /= posterior.sum(1, keepdim=True)
+    return *map(torch.tensor, (ids, weights, where)), posterior
 
 
 def warm_up(model, tokenizer, task, instruction, verify, *, seed, device="cpu", progress=True):
@@ -369,11 +368,12 @@ def warm_up(model, tokenizer, task, instruction, verify, *, seed, device="cpu", 
         model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     rng = random.Random(f"warm-up {task} {seed}")
+    _, rules = rule_tokens(task, tokenizer)
     for step in tqdm(range(steps), desc="warm-up", disable=None if progress else True):
         if progress and step % 100 == 99 and not sys.stderr.isatty():  # no bar in a log
             print(f"warm-up: step {step + 1} of {steps}", flush=True)
         batch = warm_up_batch(task, tokenizer, instruction, verify, size, rng)
-        ids, weights, where, tokens, posterior = (tensor.to(device) for tensor in batch)
+        ids, weights, where, posterior = (tensor.to(device) for tensor in batch)
         optimizer.zero_grad()
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
         # the head only where there is a target: its logits are most of the memory
@@ -383,7 +383,7 @@ def warm_up(model, tokenizer, task, instruction, verify, *, seed, device="cpu", 
         )
         plain = (nll * weights[learnt]).sum() / weights.ge(1).sum()
         logits = model.lm_head(hidden[torch.arange(len(ids)), where])
-        at_rule = torch.log_softmax(logits, -1).gather(1, tokens)
+        at_rule = torch.log_softmax(logits, -1)[:, rules]
         (plain - (posterior * at_rule).sum() / size).backward()
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
@@ -435,8 +435,8 @@ def build(
             **SMALL,
         )
         model = LlamaForCausalLM(config)
-    # one head starts as attention to earlier copies of the same token: without it the student still
-    # mixes up the operands after 250 steps
+    # one head starts with keys = queries, so with a leaning to equal tokens: without it the student
+    # still mixes up the operands after 250 steps
     attention, head_dim = model.model.layers[0].self_attn, config.head_dim
     with torch.no_grad():
         attention.k_proj.weight[:head_dim] = attention.q_proj.weight[:head_dim]
@@ -446,7 +446,7 @@ def build(
     staging.rmdir()
     if progress:
         print(
-            f"warming up the tiny student, under a minute; it is kept in {cache} for the next run",
+            f"warming up the tiny student, half a minute; it is kept in {cache} for the next run",
             flush=True,
         )
     warm_up(

@@ -256,7 +256,7 @@ DEFAULTS = {
     "teacher": ("frozen", "ema"),
     "ema_rate": (0.01, 0.05),
     "peer_tokens": (64, 1024),
-    "steps": (60, 200),
+    "steps": (45, 200),
     "max_new_tokens": (32, 1024),
     "lr": (1e-3, 1e-5),
     "grad_clip": (0.05, 1.0),
@@ -424,7 +424,7 @@ def train_step(run: Run, step: int, abandonable=contextlib.nullcontext):
                 attempts,
                 run.teacher,
                 peer_tokens=s.peer_tokens,
-                longest=max_length(run.teacher.model),
+                max_tokens=max_length(run.teacher.model),
                 layout=s.layout,
             )
 

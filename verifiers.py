@@ -52,18 +52,18 @@ def verify(task: str, response: str, answer: Any) -> Verdict:
 def verify_batch(
     task: str, responses: Sequence[str], answers: Sequence[Any], *, workers: int | None = None
 ) -> list[Verdict]:
-    """Verdicts of equally long lists, in order. Programs run `workers` at a time (by default and at
-    most one a core), equal (response, answer) pairs once; the other tasks are a plain loop."""
-    pairs = list(zip(responses, answers, strict=True))
+    """Verdicts of equally long lists, in order; equal (response, answer) pairs are judged once.
+    Programs run `workers` at a time (by default and at most one a core)."""
+    keys = [(response, repr(answer)) for response, answer in zip(responses, answers, strict=True)]
+    unique = dict(zip(keys, zip(responses, answers, strict=True), strict=True))
     if task != "code":
-        return [verify(task, *pair) for pair in pairs]
+        verdicts = {key: verify(task, *pair) for key, pair in unique.items()}
+        return [verdicts[key] for key in keys]
     for answer in {id(answer): answer for answer in answers}.values():
         check_answer(task, answer)  # all of them before a program runs
-    keys = [(response, json.dumps(answer, sort_keys=True)) for response, answer in pairs]
     cores = _sibling("sandbox", "code").cores()
     pool = ThreadPoolExecutor(max(1, min(workers or cores, cores)))
     try:
-        unique = dict(zip(keys, pairs, strict=True))
         jobs = {key: pool.submit(verify_code, *pair) for key, pair in unique.items()}
         return [jobs[key].result() for key in keys]
     finally:  # `with` would run all that is queued, after a Ctrl-C too

@@ -90,7 +90,7 @@ def run(rollouts, length, vocabulary, steps):
                 True  # random weights never stop, and a truncated rollout would be no peer
             )
         mopd.plan(attempts, method="mopd", seed=step)
-        mopd.write_contexts(attempts, teacher, peer_tokens=length, longest=16384)
+        mopd.write_contexts(attempts, teacher, peer_tokens=length, max_tokens=16384)
         optimizer.zero_grad(set_to_none=True)
         mopd.backward(student, teacher, attempts, seconds=seconds, parts=FAST)
         optimizer.step()

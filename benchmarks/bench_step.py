@@ -145,7 +145,7 @@ def main():
         contexts = time.perf_counter()
         mopd.plan(attempts, method="mopd", seed=step)
         mopd.write_contexts(
-            attempts, teacher, peer_tokens=args.new_tokens, longest=max_length(student)
+            attempts, teacher, peer_tokens=args.new_tokens, max_tokens=max_length(student)
         )
         seconds["contexts"] = time.perf_counter() - contexts
         student.train(args.gradient_checkpointing)

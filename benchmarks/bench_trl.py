@@ -123,7 +123,7 @@ def run_ours(steps, top_k):
                 True  # random weights never stop, and a truncated rollout would be no peer
             )
         mopd.plan(attempts, method="sdpo", seed=step)
-        mopd.write_contexts(attempts, teacher, peer_tokens=NEW_TOKENS, longest=2048)
+        mopd.write_contexts(attempts, teacher, peer_tokens=NEW_TOKENS, max_tokens=2048)
         optimizer.zero_grad(set_to_none=True)
         mopd.backward(
             student,

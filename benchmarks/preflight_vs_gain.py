@@ -43,7 +43,7 @@ def measure(task, rollouts, warm_up, seed, options) -> dict:
     path, folder = options.out / f"{name}.json", options.out / name
     if path.is_file():
         return json.loads(path.read_text("utf-8"))
-    tiny.WARM_UP = dict(tiny.WARM_UP, steps=warm_up)
+    tiny.WARM_UP = dict(tiny.WARM_UP, steps=warm_up, batch=48)
     flags = [
         "--task",
         task,

@@ -1,6 +1,6 @@
 """One MOPD step on the tiny math world, each stage printed: python examples/one_step.py
 
-The first start warms up the tiny student (a minute or two) and keeps it in runs/.
+The first start warms up the tiny student (half a minute) and keeps it in runs/.
 """
 
 import sys
@@ -27,7 +27,7 @@ def one_step(student, tokenizer, *, problems=8, k=8, seed=0):
     attempts = mopd.sample(student, tokenizer, batch, **options)
     mopd.plan(attempts, method="mopd", peers="contrastive", seed=seed)
     room = max_length(teacher.model)
-    mopd.write_contexts(attempts, teacher, peer_tokens=64, longest=room)
+    mopd.write_contexts(attempts, teacher, peer_tokens=64, max_tokens=room)
 
     # A failure whose teacher reads both kinds of peers, if the step has one.
     both = [a for a in attempts if not a.success and a.peers.successes and a.peers.failures]

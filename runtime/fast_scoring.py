@@ -1,10 +1,11 @@
-"""`hidden_states` and `microbatches` of mopd.py, faster: what prompts share is read once.
+"""`hidden_states` and `microbatches` of mopd.py, faster: what rows share is read once.
 
 The K rollouts of a group share the student's prompt, and the teacher's contexts of a group say
 nearly the same; where answers are short, rollouts are often equal. Same arguments, same results up
 to rounding, gradients included.
 """
 
+import bisect
 import inspect
 
 import torch
@@ -17,12 +18,12 @@ from runtime.fast_loss import distill_loss, nll_loss
 from runtime.models import backbone
 from runtime.prefix_tree import shared_hidden_states, tree_size
 
-COPIES = 4
-LEAST = 0.2  # share of the tokens that must be saved: reading in several passes costs more
+MAX_COPIES = 4  # see `microbatches`
+MIN_SAVED = 0.2  # share of the tokens that must be saved: reading in several passes costs more
 
 
 def hidden_states(model, prompts, completions) -> torch.Tensor:
-    """`mopd.hidden_states`; the beginnings that prompts share are read once, where that pays."""
+    """`mopd.hidden_states`; what rows share is read once, where that pays."""
     if shares(model) and shared_size(prompts, completions):
         return shared_hidden_states(model, prompts, completions)
     return mopd.hidden_states(model, prompts, completions)
@@ -30,13 +31,13 @@ def hidden_states(model, prompts, completions) -> torch.Tensor:
 
 def shared_size(prompts, completions) -> int | None:
     """Tokens, with padding, that are read if rows are shared; None where that does not pay."""
-    alone, (read, padded) = sum(map(len, prompts)), tree_size(prompts)
-    distinct = set(zip(map(tuple, prompts), map(tuple, completions), strict=True))
-    alone += sum(map(len, completions))
-    read += sum(len(completion) for _, completion in distinct)
-    if alone - read <= LEAST * alone:
+    rows = set(zip(map(tuple, prompts), map(tuple, completions), strict=True))
+    of_prompts, padded = tree_size({prompt for prompt, _ in rows})
+    shared = of_prompts + sum(len(completion) for _, completion in rows)
+    whole = sum(map(len, prompts)) + sum(map(len, completions))
+    if whole - shared <= MIN_SAVED * whole:
         return None
-    return padded + len(distinct) * max(map(len, completions))
+    return padded + len(rows) * max(map(len, completions))
 
 
 def shares(model) -> bool:
@@ -63,10 +64,11 @@ def can_share(model) -> bool:
 
 
 def microbatches(attempts, budget: int, prompt=mopd.longer_prompt, model=None) -> list[list]:
-    """`mopd.microbatches`; where prompts are shared, whole groups, and a shared token counts once.
+    """`mopd.microbatches`; where rows are shared, group after group, a shared token counted once.
 
-    Every completion gets a copy of its prompt's keys and values. A token's are small beside what
-    reading it takes, so with the copies there may be COPIES times as many as the budget.
+    Every distinct row has a copy of its prompt's keys and values, and every row has states. A
+    token's are small beside what reading it takes, so with the copies there may be MAX_COPIES times
+    as many tokens as the budget.
     """
     if not shares(model):
         return mopd.microbatches(attempts, budget, prompt)
@@ -74,16 +76,18 @@ def microbatches(attempts, budget: int, prompt=mopd.longer_prompt, model=None) -
     for a in attempts:
         if a.weight:
             groups.setdefault(a.group, []).append(a)
-    batches, waiting = [], sorted(groups.values(), key=lambda group: longest(group, prompt))
-    while waiting:  # the group with the longest rows first
-        group = waiting.pop()
-        if batches and fits(batches[-1] + group, budget, prompt):
-            batches[-1] += group
-        elif len(group) == 1 or fits(group, budget, prompt):
-            batches.append(group)
-        else:  # equal prompts stay together
-            group = sorted(group, key=prompt)
-            waiting += [group[len(group) // 2 :], group[: len(group) // 2]]
+    batches, waiting = [], []
+    for group in sorted(groups.values(), key=lambda group: -longest(group, prompt)):
+        # equal rows stay together where a group is divided
+        waiting += sorted(group, key=lambda a: (prompt(a), a.rollout.ids))
+
+    def too_many(n):
+        return not fits(waiting[:n], budget, prompt)
+
+    while waiting:
+        n = max(1, bisect.bisect_left(range(1, len(waiting) + 1), True, key=too_many))
+        batches.append(waiting[:n])
+        waiting = waiting[n:]
     return batches
 
 
@@ -95,7 +99,7 @@ def fits(batch, budget: int, prompt) -> bool:
     """Whether a batch stays within the budget in the way in which `hidden_states` will read it."""
     whole = len(batch) * longest(batch, prompt)
     size = shared_size([prompt(a) for a in batch], [a.rollout.ids for a in batch])
-    return whole <= budget if size is None else size <= budget and whole <= COPIES * budget
+    return whole <= budget if size is None else size <= budget and whole <= MAX_COPIES * budget
 
 
 # What train.py hands to mopd.backward unless --plain is given.

@@ -102,7 +102,7 @@ def measure_feedback(run, attempts, layout) -> dict | None:
     if any(a.weight for a in quiet):
         limit = max_length(run.teacher.model)
         mopd.write_contexts(
-            quiet, run.teacher, peer_tokens=s.peer_tokens, longest=limit, layout=layout
+            quiet, run.teacher, peer_tokens=s.peer_tokens, max_tokens=limit, layout=layout
         )
         without = answers(run, run.teacher.model, run.teacher.tokenizer, quiet, wanted)
     else:

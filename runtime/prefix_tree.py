@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 from rollout import cache_argument
 from runtime.models import backbone, product_dtype
 
-SHORTEST = 8  # tokens of a node with several children: a level costs more than so few tokens save
+SHORTEST = 8  # tokens of a shared node: a pass for fewer costs more than it saves
 
 
 @dataclass
@@ -47,9 +47,8 @@ def prefix_tree(prompts) -> tuple[list[Node], dict[tuple, int]]:
         nodes.append(Node(tokens, start, parent))
         return len(nodes) - 1
 
-    waiting = [
-        (sorted(set(prompts)), None, 0)
-    ]  # (prompts that share tokens[:start], parent, start)
+    # (prompts that share tokens[:start], parent, start)
+    waiting = [(sorted(set(prompts)), None, 0)]
     while waiting:
         group, parent, start = waiting.pop()
         if len(group) == 1:
@@ -59,7 +58,7 @@ def prefix_tree(prompts) -> tuple[list[Node], dict[tuple, int]]:
         end = min(common_length(group[0], group[-1]), min(map(len, group)) - 1)
         if end - start >= SHORTEST:
             parent, start = add(group[0][start:end], start, parent), end
-        parts = {}
+        parts = {}  # a prompt that ends here has a leaf, even if a longer one goes on alike
         for prompt in group:
             ends_here = len(prompt) == end + 1
             parts.setdefault(prompt if ends_here else prompt[end], []).append(prompt)
@@ -80,9 +79,9 @@ def split_over_levels(nodes: list[Node], n: int) -> None:
     """
     node = nodes[n]
     gap = 0 if node.parent is None else nodes[node.parent].height - node.height - 1
-    for above in range(gap, 0, -1):
-        cut = len(node.tokens) // (above + 1)
-        nodes.append(Node(node.tokens[:cut], node.start, node.parent, node.height + above))
+    for missing in range(gap, 0, -1):
+        cut = len(node.tokens) // (missing + 1)
+        nodes.append(Node(node.tokens[:cut], node.start, node.parent, node.height + missing))
         node.tokens, node.start, node.parent = node.tokens[cut:], nodes[-1].end, len(nodes) - 1
 
 
@@ -113,21 +112,25 @@ def shared_hidden_states(model, prompts, completions) -> torch.Tensor:
     for height in range(max(node.height for node in nodes), -1, -1):
         level = {n: node for n, node in enumerate(nodes) if node.height == height}
         states = reader.read(level, level.values())
+    # the last level holds the leaves; each one's last state predicts the completions' first tokens
     ends = torch.tensor([len(node.tokens) - 1 for node in level.values()], device=states.device)
     states = states[torch.arange(len(ends), device=states.device), ends]
-    source = [reader.row[leaves[prompt]] for prompt, _ in distinct]
-    # index_select: the gradient of states[source] is added up in an order that threads decide.
-    states = states.index_select(0, torch.tensor(source, device=states.device))[:, None]
+    leaf_rows = [reader.row[leaves[prompt]] for prompt, _ in distinct]
+    # index_select: the gradient of states[leaf_rows] is added up in an order that threads decide.
+    states = states.index_select(0, torch.tensor(leaf_rows, device=states.device))[:, None]
     rows = [Node(completion[:-1], len(prompt), leaves[prompt]) for prompt, completion in distinct]
     if any(node.tokens for node in rows):
-        later = reader.read(range(len(rows)), rows)
-        states = torch.cat([states, later], dim=1)  # the first one predicts the first token
-    read = states.unbind()
-    return product_dtype(torch.cat([read[distinct[pair]][: len(pair[1])] for pair in pairs]))
+        states = torch.cat([states, reader.read(range(len(rows)), rows)], dim=1)
+    of_row = states.unbind()
+    return product_dtype(torch.cat([of_row[distinct[pair]][: len(pair[1])] for pair in pairs]))
 
 
 class Reader:
-    """A model's cache, the row of it in which each node ends, and the columns that rows see."""
+    """Reads level after level.
+
+    row: {number of a node: its row in the cache}. seen (rows, columns): which columns of the cache
+    hold tokens of this row, the attention mask.
+    """
 
     def __init__(self, model):
         # Without a config the cache makes layers as they come: HRM has more than its config says.
@@ -145,7 +148,8 @@ class Reader:
         last = (lengths - 1).clamp(min=0)
         options = {"position_ids": starts[:, None] + torch.minimum(column, last[:, None])}
         if self.row:
-            source = [self.row.get(node.parent, 0) for node in nodes]  # any for a root: not seen
+            # a root gets a copy of row 0, which its mask hides
+            source = [self.row.get(node.parent, 0) for node in nodes]
             source = torch.tensor(source, device=device)
             self.cache.reorder_cache(source)
             begun = torch.tensor([node.parent is not None for node in nodes], device=device)

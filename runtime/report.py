@@ -576,7 +576,7 @@ def with_context(run, attempts, kind: str, seed: int, layout: str) -> tuple[list
         run.teacher,
         peer_tokens=s.peer_tokens,
         layout=layout,
-        longest=max_length(run.teacher.model),
+        max_tokens=max_length(run.teacher.model),
     )
     return copies, cuts
 

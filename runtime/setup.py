@@ -125,7 +125,7 @@ def prepare(settings) -> Run:
     student, tokenizer, teacher, train, held_out, inputs = parallel.in_turn(lambda: load(s))
     for model in (student, teacher.model):
         parallel.shard(model, device=s.device, dtype=s.dtype)
-    # fused: the default implementation holds temporary copies of all weights in a step
+    # fused: on a GPU the default holds temporary copies of all weights, on a CPU it is a slow loop
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=s.lr, weight_decay=s.weight_decay, fused=kind in ("cpu", "cuda")
     )

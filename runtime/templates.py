@@ -10,6 +10,7 @@ the marks of thinking are a list, because no template tells what a model writes 
 
 import datetime
 import functools
+import itertools
 import json
 import re
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ def begin(variables: str | None = None, date: str | None = None) -> None:
     writing.date = datetime.date.fromisoformat(date)
     for function in (_dated, _wants_parts, _writes_role, _say_once):
         function.cache_clear()  # they have rendered with what was fixed before
-    for function in (_breaker, _closes_turn, _opens_thought):
+    for function in (_breaker, _closes_turn, _opens_thought, _chat_ids):
         function.cache_clear()
 
 
@@ -111,6 +112,13 @@ def begin(variables: str | None = None, date: str | None = None) -> None:
 def chat_ids(tokenizer, system: str, messages: list[dict[str, str]]) -> list[int]:
     """Token ids of `chat_text`, without special tokens: the template writes its own, and a second
     BOS would be one too many."""
+    turns = tuple((m["role"], m["content"]) for m in messages)
+    return list(_chat_ids(tokenizer, system, turns))
+
+
+@functools.lru_cache(maxsize=64)  # most contexts of a group are equal, and follow one another
+def _chat_ids(tokenizer, system: str, turns: tuple[tuple[str, str], ...]) -> list[int]:
+    messages = [{"role": role, "content": content} for role, content in turns]
     text = chat_text(tokenizer, system, messages)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -354,7 +362,7 @@ def completion_text(tokenizer, ids: list[int], prompt: list[int] | None = None) 
         text = tokenizer.decode(ids, skip_special_tokens=True)
     else:
         text = _special(tokenizer).sub("", marked)
-    if _opens_thought(tokenizer) if prompt is None else _is_open(tokenizer, prompt):
+    if _opens_thought(tokenizer) if prompt is None else _is_open(tokenizer, tuple(prompt[-32:])):
         text = "<think>" + text
     thoughts, closed, answer = text.rpartition("</think>")
     return thoughts + closed + _unwrapped(tokenizer, answer)
@@ -380,10 +388,19 @@ def _any_of(words) -> re.Pattern:
 def _with_think(tokenizer, text: str) -> str:
     """The text with every family's marks of thinking as <think> and </think>."""
     template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
-    words = [pair for pair in WORDS if re.search("|".join(pair), template)]
-    for opening, closing in (*THOUGHTS, *words):
-        text = re.sub(opening, "<think>", re.sub(closing, "</think>", text))
+    any_mark, marks = _marks(template)
+    if any_mark.search(text):
+        for opening, closing in marks:
+            text = re.sub(opening, "<think>", re.sub(closing, "</think>", text))
     return text
+
+
+@functools.lru_cache(maxsize=16)
+def _marks(template: str) -> tuple[re.Pattern, list[tuple[str, str]]]:
+    """(any mark of thinking but <think>, the pairs of marks) that count with this template."""
+    words = [pair for pair in WORDS if re.search("|".join(pair), template)]
+    marks = [*THOUGHTS, *words]
+    return re.compile("|".join(itertools.chain(*marks))), marks
 
 
 def _unwrapped(tokenizer, answer: str) -> str:
@@ -405,8 +422,9 @@ def _opens_thought(tokenizer) -> bool:
     return _ends_open(tokenizer, _try(tokenizer, [_user(".")]))
 
 
-def _is_open(tokenizer, prompt: list[int]) -> bool:
-    return _ends_open(tokenizer, tokenizer.decode(prompt[-32:], skip_special_tokens=False))
+@functools.lru_cache(maxsize=64)  # the rollouts of a group have one prompt
+def _is_open(tokenizer, end_of_prompt: tuple[int, ...]) -> bool:
+    return _ends_open(tokenizer, tokenizer.decode(end_of_prompt, skip_special_tokens=False))
 
 
 def _ends_open(tokenizer, text: str) -> bool:

@@ -381,7 +381,7 @@ def test_the_token_view_is_what_the_models_say_at_the_weights_that_sampled(ready
         "contrastive",
     }
     mopd.plan(attempts, method="mopd", seed=seed)  # what training would choose
-    mopd.write_contexts(attempts, made.teacher, peer_tokens=64, longest=10_000)
+    mopd.write_contexts(attempts, made.teacher, peer_tokens=64, max_tokens=10_000)
     for n, (row, a) in enumerate(zip(record["attempts"], attempts[:12], strict=True)):
         assert "".join(row["tokens"]) == made.tokenizer.decode(a.rollout.ids).rstrip("\ufffd")
         assert numpy.allclose(row["student"], a.rollout.logprobs, atol=2e-3)  # the sampler's own
@@ -486,7 +486,7 @@ def test_peers_are_numbered_within_their_group_and_those_of_other_problems_have_
     made, attempts = ready
     made.settings.peers = peers
     mopd.plan(attempts, method="mopd", peers=peers, seed=1)
-    mopd.write_contexts(attempts, made.teacher, peer_tokens=64, longest=10_000)
+    mopd.write_contexts(attempts, made.teacher, peer_tokens=64, max_tokens=10_000)
     record = report.token_view(made, 1, attempts, seed=1, budget=4096, seconds={})[1]
     for row, a in zip(record["attempts"], attempts[12:24], strict=True):
         shown = row["contexts"][peers]["successes"] + row["contexts"][peers]["failures"]

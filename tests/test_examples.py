@@ -20,7 +20,7 @@ import one_step  # noqa: E402
 def student():
     """(model, tokenizer): it knows the first 4 problems and answers each by one of 3 rules.
 
-    Such a student needs seconds of training instead of the minute of the real warm-up.
+    Such a student needs seconds of training instead of half a minute of the real warm-up.
     """
     torch.manual_seed(0)
     instruction = verifiers.INSTRUCTIONS["math"]

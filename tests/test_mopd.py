@@ -137,9 +137,9 @@ def self_teacher(model, kind="frozen"):
     return make_teacher(kind, model, TOKENIZER)
 
 
-def contexts(attempts, teacher, *, peer_tokens=1000, longest=10**6, layout="turn"):
+def contexts(attempts, teacher, *, peer_tokens=1000, max_tokens=10**6, layout="turn"):
     return write_contexts(
-        attempts, teacher, peer_tokens=peer_tokens, longest=longest, layout=layout
+        attempts, teacher, peer_tokens=peer_tokens, max_tokens=max_tokens, layout=layout
     )
 
 
@@ -819,7 +819,7 @@ def drop_until(longest_of, feedback="", layout="turn"):
         messages = peer_context.teacher_messages(layout, a.problem.prompt, **shown)
         return len(adapters.chat_ids(TOKENIZER, a.problem.system, messages)) + len(a.rollout.ids)
 
-    return a, contexts(attempts, teacher, longest=longest_of(size), layout=layout)
+    return a, contexts(attempts, teacher, max_tokens=longest_of(size), layout=layout)
 
 
 @pytest.mark.parametrize(
@@ -859,7 +859,7 @@ def test_bare_context_that_does_not_fit_takes_the_weight_along():
     attempts = [attempt(True, text="short"), attempt(True, text="a much longer completion")]
     plan(attempts, method="opd")
     size = len(attempts[0].rollout.prompt_ids + attempts[0].rollout.ids)
-    counts = contexts(attempts, self_teacher(tiny()), longest=size)
+    counts = contexts(attempts, self_teacher(tiny()), max_tokens=size)
     assert counts == {
         "peers_shortened": 0,
         "peers_dropped": 0,

@@ -33,15 +33,14 @@ CORRECT = [True, False, True, False] + [False] * 4 + [True] * 4  # mixed, all wr
 
 
 def control(kind, i, *, group=GROUP, correct=CORRECT, usable=None, texts=None, seed=0):
-    return choose_control(
-        kind,
-        group,
-        correct,
-        i,
+    lists = dict(
+        correct=correct,
         usable=usable or [True] * len(group),
         texts=texts or [f"text {j}" for j in range(len(group))],
-        seed=seed,
+        group=group,
     )
+    contrastive = choose_peers(i=i, seed=seed, **SLOTS["contrastive"], **lists)
+    return choose_control(kind, contrastive, i=i, seed=seed, **lists)
 
 
 def contrastive_in_step(i, *, usable=None, seed=0):

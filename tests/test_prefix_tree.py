@@ -155,3 +155,13 @@ def test_rows_that_share_too_little_stay_within_the_budget_as_whole_rows():
     model = AutoModelForCausalLM.from_config(GPT2Config(**SIZES)).eval()
     for batch in fast_scoring.microbatches(attempts, 400, mopd.teacher_prompt_ids, model):
         assert len(batch) * fast_scoring.longest(batch, mopd.teacher_prompt_ids) <= 400
+
+
+def test_equal_rows_stay_in_one_batch_where_a_group_is_divided():
+    rng = random.Random(0)
+    prompt, c, d = tokens(rng, 10), tokens(rng, 100), tokens(rng, 100)
+    attempts = attempts_of([prompt] * 4, [c, d, c, d], [0] * 4)
+    model = AutoModelForCausalLM.from_config(GPT2Config(**SIZES)).eval()
+    batches = fast_scoring.microbatches(attempts, 130, mopd.student_prompt_ids, model)
+    found = [[a.rollout.ids for a in batch] for batch in batches]
+    assert sorted(found) == sorted([[c, c], [d, d]])
