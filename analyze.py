@@ -3,7 +3,7 @@
     python analyze.py signal --task math        # do the teacher's scores agree with the verdicts?
     python analyze.py preflight --task math     # will training help this model on these problems?
     python analyze.py report OUT [OUT2 ...]     # curves and coloured tokens, the path is printed
-    python analyze.py show OUT --step 30        # one group of these tokens in the terminal
+    python analyze.py show OUT --step 24        # one group of these tokens in the terminal
 
 signal and preflight take every flag of train.py but --out and --resume; --out FILE writes their
 numbers as JSON. This file may import all others: models, data and rollouts come from train.py and

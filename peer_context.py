@@ -34,11 +34,11 @@ LAYOUTS = ("turn", "turns")
 # What a completion says when it has learnt to speak of peers that its reader never saw. Not among
 # them: "the other solution" (of an equation), "the given solution" (in a flask), "the original
 # problem", which ordinary answers say too.
-LEAK_PHRASES = (
+LEAK_PHRASES = tuple(
     "correct solution to this problem|previous solution|earlier solution|reference solution|"
     "previous attempt|earlier attempt|failed attempt|failed solution|incorrect attempt|"
-    "mistake must not be repeated|another attempt of yours|that is right.|that is wrong."
-).split("|")
+    "mistake must not be repeated|another attempt of yours|that is right.|that is wrong.".split("|")
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def draw(candidates, n, texts, rng, *, taken=()) -> tuple[int, ...]:
 
 
 def choose_control(kind, contrastive, correct, i, *, usable, texts, group, seed=0) -> Peers:
-    """An ablation: up to as many peers as `contrastive`, the peers that i would have, has.
+    """An ablation: at most as many peers as `contrastive`, which are i's under that setting.
 
     "random": drawn from the group whatever the verdict, with the labels of contrastive's.
     "unrelated": successes of other problems, labelled successes. "success_only": the failure
@@ -188,7 +188,7 @@ def strip_thinking(text) -> str:
     """The text without `<think>…</think>`; a lone `</think>` takes all before it, a lone `<think>`
     all after it.
     """
-    while "<think>" in text or "</think>" in text:  # again: removing one pair can make another
+    while "<think>" in text or "</think>" in text:  # again: what remains may form new marks
         text = re.sub(r"(?s)<think>.*?(</think>|\Z)", "", text).rpartition("</think>")[2]
     return text.strip()
 
@@ -200,10 +200,10 @@ def leaks(text) -> bool:
 
 
 def shorten(text, budget, encode, decode) -> tuple[str, bool]:
-    """(text, False) if it has at most `budget` tokens, else (so many from its ends, True).
+    """(text, False) if it has at most `budget` tokens, else (its first and last ones, True).
 
-    encode: text to token ids; decode: the reverse. A mark stands between the ends. The tail is kept
-    because that is where the answer stands.
+    Of the first and last ones there are `budget` in all, a mark between them. The tail is kept
+    because that is where the answer stands. encode: text to token ids; decode: the reverse.
     """
     ids = encode(text)
     if len(ids) <= budget:

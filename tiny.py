@@ -64,7 +64,7 @@ SMALL = dict(
     num_hidden_layers=3,
     num_attention_heads=4,
     num_key_value_heads=4,
-    # with the usual 0.02 learning starts later (benchmarks/README.md)
+    # with the usual 0.02 it learns less in these steps (benchmarks/README.md)
     initializer_range=0.06,
 )
 # layout: how peers are written in the warm-up, see peer_context.teacher_messages
@@ -176,7 +176,7 @@ def answer(task: str, rule: str, values: tuple[int, ...]):
 def probes(c: int) -> tuple[int, ...]:
     """Test inputs of the code world; on the first all ten rules have different results.
 
-    Few: each is a process of its own, and on some machines to start it takes 5 ms.
+    Few, because each test starts a process, in up to 5 ms.
     """
     rules = RULES["code"].values()
     first = next(x for x in range(c + 1, 10 * c) if len({rule(x, c) for rule in rules}) == 10)
@@ -371,7 +371,7 @@ def warm_up(model, tokenizer, task, instruction, verify, *, seed, device="cpu", 
         model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     rng = random.Random(f"warm-up {task} {seed}")
-    _, rules = rule_tokens(task, tokenizer)
+    _, rule_ids = rule_tokens(task, tokenizer)
     for step in tqdm(range(steps), desc="warm-up", disable=None if progress else True):
         if progress and step % 100 == 99 and not sys.stderr.isatty():  # no bar in a log
             print(f"warm-up: step {step + 1} of {steps}", flush=True)
@@ -386,7 +386,7 @@ def warm_up(model, tokenizer, task, instruction, verify, *, seed, device="cpu", 
         )
         plain = (nll * weights[learnt]).sum() / weights.ge(1).sum()
         logits = model.lm_head(hidden[torch.arange(len(ids)), where])
-        at_rule = torch.log_softmax(logits, -1)[:, rules]
+        at_rule = torch.log_softmax(logits, -1)[:, rule_ids]
         (plain - (posterior * at_rule).sum() / size).backward()
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:

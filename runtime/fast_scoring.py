@@ -5,7 +5,6 @@ nearly the same; where answers are short, rollouts are often equal. Same argumen
 to rounding, gradients included.
 """
 
-import bisect
 import inspect
 
 import torch
@@ -66,9 +65,9 @@ def can_share(model) -> bool:
 def microbatches(attempts, budget: int, prompt=mopd.longer_prompt, model=None) -> list[list]:
     """`mopd.microbatches`; where rows are shared, group after group, a shared token counted once.
 
-    Every distinct row has a copy of its prompt's keys and values, and every row has states. A
-    token's are small beside what reading it takes, so with the copies there may be MAX_COPIES times
-    as many tokens as the budget.
+    Every distinct row has a copy of its prompt's keys and values, and every row has states. Those
+    of a token are small beside what reading it takes, so with the copies there may be MAX_COPIES
+    times as many tokens as the budget.
     """
     if not shares(model):
         return mopd.microbatches(attempts, budget, prompt)
@@ -81,14 +80,27 @@ def microbatches(attempts, budget: int, prompt=mopd.longer_prompt, model=None) -
         # equal rows stay together where a group is divided
         waiting += sorted(group, key=lambda a: (prompt(a), a.rollout.ids))
 
-    def too_many(n):
-        return not fits(waiting[:n], budget, prompt)
-
     while waiting:
-        n = max(1, bisect.bisect_left(range(1, len(waiting) + 1), True, key=too_many))
+        n = count_that_fits(waiting, budget, prompt)
+        start = n  # of the group in which the batch would end
+        while 0 < start < len(waiting) and waiting[start].group == waiting[start - 1].group:
+            start -= 1
+        n = start or n  # only a group that is a batch by itself is divided: it is read twice
         batches.append(waiting[:n])
         waiting = waiting[n:]
     return batches
+
+
+def count_that_fits(waiting, budget: int, prompt) -> int:
+    """How many of the first attempts make a batch, at least 1: steps double, then halve."""
+    n, step = 1, 1
+    while n + step <= len(waiting) and fits(waiting[: n + step], budget, prompt):
+        n, step = n + step, 2 * step
+    while step > 1:
+        step //= 2
+        if n + step <= len(waiting) and fits(waiting[: n + step], budget, prompt):
+            n += step
+    return n
 
 
 def longest(batch, prompt) -> int:

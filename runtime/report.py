@@ -10,7 +10,7 @@ terminal. Needs a run's metrics.jsonl and tokens.jsonl, mopd.py and loss.py; kno
 files, optimizers or checkpoints.
 
     python analyze.py report OUT [OUT2 ...]
-    python analyze.py show OUT --step 30
+    python analyze.py show OUT --step 24
 """
 
 import collections

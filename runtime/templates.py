@@ -113,11 +113,11 @@ def chat_ids(tokenizer, system: str, messages: list[dict[str, str]]) -> list[int
     """Token ids of `chat_text`, without special tokens: the template writes its own, and a second
     BOS would be one too many."""
     turns = tuple((m["role"], m["content"]) for m in messages)
-    return list(_chat_ids(tokenizer, system, turns))
+    return list(_chat_ids(tokenizer, _template(tokenizer), system, turns))
 
 
 @functools.lru_cache(maxsize=64)  # most contexts of a group are equal, and follow one another
-def _chat_ids(tokenizer, system: str, turns: tuple[tuple[str, str], ...]) -> list[int]:
+def _chat_ids(tokenizer, template: str, system: str, turns: tuple[tuple[str, str], ...]):
     messages = [{"role": role, "content": content} for role, content in turns]
     text = chat_text(tokenizer, system, messages)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -362,7 +362,11 @@ def completion_text(tokenizer, ids: list[int], prompt: list[int] | None = None) 
         text = tokenizer.decode(ids, skip_special_tokens=True)
     else:
         text = _special(tokenizer).sub("", marked)
-    if _opens_thought(tokenizer) if prompt is None else _is_open(tokenizer, tuple(prompt[-32:])):
+    if prompt is None:
+        opened = _opens_thought(tokenizer)
+    else:
+        opened = _is_open(tokenizer, _template(tokenizer), tuple(prompt[-32:]))
+    if opened:
         text = "<think>" + text
     thoughts, closed, answer = text.rpartition("</think>")
     return thoughts + closed + _unwrapped(tokenizer, answer)
@@ -385,10 +389,13 @@ def _any_of(words) -> re.Pattern:
     return re.compile("|".join(sorted(shapes, key=len, reverse=True)) or r"(?!)")
 
 
+def _template(tokenizer) -> str:
+    return tokenizer.get_chat_template() if tokenizer.chat_template else ""
+
+
 def _with_think(tokenizer, text: str) -> str:
     """The text with every family's marks of thinking as <think> and </think>."""
-    template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
-    any_mark, marks = _marks(template)
+    any_mark, marks = _marks(_template(tokenizer))
     if any_mark.search(text):
         for opening, closing in marks:
             text = re.sub(opening, "<think>", re.sub(closing, "</think>", text))
@@ -405,8 +412,7 @@ def _marks(template: str) -> tuple[re.Pattern, list[tuple[str, str]]]:
 
 def _unwrapped(tokenizer, answer: str) -> str:
     """An answer without the tags around it; one word in tags, as of a choice, stays as it is."""
-    template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
-    for tag in (tag for tag in TAGS if f"<{tag}>" in template):
+    for tag in (tag for tag in TAGS if f"<{tag}>" in _template(tokenizer)):
         bare = answer.strip()
         inside = bare.removeprefix(f"<{tag}>").removesuffix(f"</{tag}>").strip()
         if bare.startswith(f"<{tag}>") and len(inside.split()) > 1:
@@ -423,7 +429,7 @@ def _opens_thought(tokenizer) -> bool:
 
 
 @functools.lru_cache(maxsize=64)  # the rollouts of a group have one prompt
-def _is_open(tokenizer, end_of_prompt: tuple[int, ...]) -> bool:
+def _is_open(tokenizer, template: str, end_of_prompt: tuple[int, ...]) -> bool:
     return _ends_open(tokenizer, tokenizer.decode(end_of_prompt, skip_special_tokens=False))
 
 

@@ -132,6 +132,7 @@ def test_batches_hold_every_attempt_once_and_stay_within_the_budget(budget):
         prompts, ids = [a.teacher_ids for a in batch], [a.rollout.ids for a in batch]
         shared = fast_scoring.shared_size(prompts, ids)
         assert len(batch) == 1 or (shared or size) <= budget
+        assert len(batch) == 1 or size <= fast_scoring.MAX_COPIES * budget
     if budget == 10**6:
         assert len(batches) == 1
     if budget == 200:  # more than whole rows would allow
@@ -155,6 +156,23 @@ def test_rows_that_share_too_little_stay_within_the_budget_as_whole_rows():
     model = AutoModelForCausalLM.from_config(GPT2Config(**SIZES)).eval()
     for batch in fast_scoring.microbatches(attempts, 400, mopd.teacher_prompt_ids, model):
         assert len(batch) * fast_scoring.longest(batch, mopd.teacher_prompt_ids) <= 400
+
+
+def test_a_group_that_fits_is_not_divided():
+    rng = random.Random(0)
+    contexts = [tokens(rng, 50) for _ in range(4)]
+    attempts = attempts_of(
+        [contexts[n // 4] for n in range(16)],
+        [tokens(rng, 10) for _ in range(16)],
+        sorted([0, 1, 2, 3] * 4),
+    )
+    model = AutoModelForCausalLM.from_config(GPT2Config(**SIZES)).eval()
+    batches = fast_scoring.microbatches(attempts, 250, mopd.student_prompt_ids, model)
+    # two groups take 2 x (50 + 4 x 10); of a third one a row would fit
+    assert [sorted(a.group for a in batch) for batch in batches] == [
+        [0] * 4 + [1] * 4,
+        [2] * 4 + [3] * 4,
+    ]
 
 
 def test_equal_rows_stay_in_one_batch_where_a_group_is_divided():

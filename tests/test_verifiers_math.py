@@ -509,7 +509,7 @@ def test_a_batch_checks_a_gold_once_a_rollout_and_finds_a_module_once(task, gold
     )
     verdicts = verifiers.verify_batch(task, [boxed(gold), boxed("7")] * 20, [gold] * 40)
     assert [verdict.correct for verdict in verdicts] == [True, False] * 20
-    assert len(checks) <= 40 and len(finds) <= 1
+    assert len(checks) <= 2 and len(finds) <= 1
 
 
 @pytest.mark.parametrize("task", verifiers.TASKS)
