@@ -38,6 +38,7 @@ from loss import CHUNK_SIZE, as_head
 from runtime import parallel
 from runtime.fast_loss import distill_loss
 from runtime.fast_rollout import fused_norms
+from runtime.fast_scoring import hidden_states
 from runtime.models import head, max_length, vocabulary_size
 
 # the token view of a step: number of groups, and of tokens of each rollout
@@ -480,7 +481,7 @@ def read_tokens(
     found = {name: [None] * len(merged) for name in versions}
 
     def read(model, prompts, ids):
-        return parallel.inside(model, lambda: mopd.hidden_states(model, prompts, ids))
+        return parallel.inside(model, lambda: hidden_states(model, prompts, ids))
 
     with fused_norms(student, teacher.model):  # as in training
         for batch in mopd.microbatches(merged, budget):

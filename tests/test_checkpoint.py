@@ -27,7 +27,7 @@ import mopd
 import sandbox
 import train
 import verifiers
-from runtime import checkpoint, fast_rollout, models, setup
+from runtime import checkpoint, fast_rollout, fast_scoring, models, setup
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork and signals")
 
@@ -676,6 +676,7 @@ def test_out_of_memory_halves_the_work_and_gives_the_same_gradient(
     arguments = flags(
         folder, tmp_path / "out", "--steps", "1", "--micro-tokens", "600", "--method", "sdpo"
     )
+    monkeypatch.setattr(fast_scoring, "shares", lambda model: False)  # all goes through `hungry`
     train.main(arguments)
     hidden_states, run, calls = mopd.hidden_states, fast_rollout.Sampler.run, []
 
@@ -722,6 +723,8 @@ def test_out_of_memory_in_the_token_view_of_a_step_without_weights_halves_the_wo
     """Nothing is to be scored there, so the view alone says whether one rollout at a time is read
     already."""
     hidden_states = mopd.hidden_states
+    monkeypatch.setattr(models, "check_run", lambda *args: None)  # it reads several rows
+    monkeypatch.setattr(fast_scoring, "shares", lambda model: False)
     monkeypatch.setattr(
         mopd,
         "hidden_states",
@@ -747,6 +750,7 @@ def test_out_of_memory_in_the_token_view_of_a_step_without_weights_halves_the_wo
 def test_out_of_memory_with_one_rollout_alone_ends_the_run_in_one_line(
     folder, tmp_path, capsys, monkeypatch, owner, name, says
 ):
+    monkeypatch.setattr(fast_scoring, "shares", lambda model: False)
     monkeypatch.setattr(owner, name, lambda *args: exhausted())
     arguments = flags(
         folder, tmp_path / "out", "--layout", "turn"
