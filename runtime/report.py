@@ -767,7 +767,7 @@ def show(folder, *, step: int | None = None, context: str | None = None, colour=
                 text = clean(text) + (f"[{ratio:+.1f}]" if abs(ratio) >= 0.5 else "")
             print(text, end="")
         print(f" [{a['cut']} more tokens]" if a["cut"] else "")
-    print("\nblue or +: the teacher wants more of this token; orange or -: less")
+    print("\nblue or +: the teacher wants more of this token; orange or -: less (nats)")
 
 
 def clean(text: str) -> str:
